@@ -1,0 +1,152 @@
+"""Stub of the native module: the data plane as plain calls, plain data and descriptors.
+
+Every method that opens, closes or waits may block for as long as the storage below does, with the
+interpreter lock released: call it through `ubi_rpc.engine`, never on the event loop.
+"""
+
+from typing import Literal, TypedDict, final
+
+ERROR_KINDS: list[str]
+"""The engine's error kinds, in the order of `ubi_rpc.errors.ErrorKind`."""
+
+VERSION: str
+
+@final
+class EngineError(Exception):
+    """Raised by every engine call that fails. `kind` is one of ERROR_KINDS, `errno` is positive."""
+
+    kind: str
+    message: str
+    errno: int
+
+class BdevInfo(TypedDict):
+    block_size: int  # bytes: 512 or 4096 (malloc and null: any multiple of 512 that is a power of two)
+    num_blocks: int
+    write_cache: bool  # true: a write is durable only after a flush
+    readonly: bool
+    unmap: bool
+    write_zeroes: bool
+    flush: bool
+    unmap_reads_zero: bool
+    survives: str  # "nothing" | "process" | "kernel" | "power": what acknowledged and flushed data outlive
+
+class UbiStatus(TypedDict):
+    image_path: str
+    image_size_bytes: int
+    stripe_size_kb: int
+    stripes_total: int  # stripes that the image covers
+    stripes_present: int  # copied or written, header durable or not
+    stripes_filling: int
+    stripes_published: int  # header durable
+    fetched_bytes: int  # read from the image into the base since open
+    bytes_written_to_base: int
+    metadata_bytes_written: int
+    syncs: int
+    fetch_errors: int
+    sync_failed: bool
+    copy_on_read: bool
+    no_sync: bool
+    directio: bool  # as in effect: false where the image's file system refuses O_DIRECT
+    last_error: str  # "" when there was none
+
+class IoStat(TypedDict):
+    bytes_read: int
+    num_read_ops: int
+    bytes_written: int
+    num_write_ops: int
+    bytes_unmapped: int
+    num_unmap_ops: int
+    num_flush_ops: int
+    num_errors: int
+
+class NbdExportInfo(TypedDict):
+    name: str
+    connections: int
+
+@final
+class Bdev:
+    def info(self) -> BdevInfo: ...
+    def iostat(self) -> IoStat: ...
+    def ubi_status(self) -> UbiStatus:
+        """Progress and state of a ubi bdev; EngineError unsupported for the other kinds."""
+    def close(self) -> None:
+        """Finish what is in flight, publish, sync, release locks and descriptors.
+
+        Exports must be gone first and bdevs above closed. Idempotent. Raises io when the last
+        sync failed (the descriptors are released all the same).
+        """
+
+@final
+class NbdListener:
+    @property
+    def address(self) -> str:
+        """The socket's path, or HOST:PORT with the port really bound."""
+    def add_export(
+        self,
+        *,
+        name: str,
+        bdev: Bdev,
+        readonly: bool,
+        default: bool,
+        max_connections: int,
+        description: str,
+    ) -> None:
+        """Offer `bdev` as `name` at once. max_connections 0: no limit of its own."""
+    def remove_export(self, name: str) -> None:
+        """Refuse new clients, finish what is in flight, close the export's connections, return."""
+    def exports(self) -> list[NbdExportInfo]: ...
+    def close(self) -> None:
+        """Stop listening, drop handshakes, remove the socket file. Exports must be gone first."""
+
+@final
+class Engine:
+    def __new__(
+        cls,
+        *,
+        cpus: list[int] | None,
+        reactors: int,
+        io_engine: Literal["auto", "io_uring", "threads"],
+        memory_budget_bytes: int,
+    ) -> Engine:
+        """Start the reactors: one pinned to each of `cpus`, or `reactors` unpinned ones."""
+    @property
+    def io_engine(self) -> str: ...
+    @property
+    def event_fd(self) -> int:
+        """An eventfd, readable while `drain_events` has something to return."""
+    def drain_events(self) -> list[tuple[str, str, str]]:
+        """(level, object, message) for each event since the last call; level is a logging level name."""
+    def create_aio(
+        self,
+        *,
+        name: str,
+        path: str,
+        block_size: int | None,
+        readonly: bool,
+        cache: Literal["none", "writeback"],
+        fallocate: bool,
+    ) -> Bdev:
+        """Open and lock a regular file or block device as a bdev.
+
+        Errors: not_found (ENOENT), invalid_params with EISDIR for a directory or EINVAL for a block size that is not 512 or a
+        larger power of two, does not divide the size or cannot be detected; busy, naming the holder, when another process keeps the lock for 30 s;
+        unsupported when `cache` is "none" and the file system has no O_DIRECT. Nothing stays open after a failure.
+        """
+    def create_malloc(self, *, name: str, num_blocks: int, block_size: int) -> Bdev: ...
+    def create_null(self, *, name: str, num_blocks: int, block_size: int) -> Bdev: ...
+    def create_ubi(
+        self,
+        *,
+        name: str,
+        base: Bdev,
+        image_path: str,
+        stripe_size_kb: int,
+        no_sync: bool,
+        copy_on_read: bool,
+        directio: bool,
+    ) -> Bdev:
+        """Format the base (if its magic is zero) or open what is on it. Nothing is written on an error."""
+    def listen_nbd_unix(self, *, path: str) -> NbdListener: ...
+    def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener: ...
+    def shutdown(self) -> None:
+        """Stop the reactors. All listeners and bdevs must be closed. Idempotent."""
