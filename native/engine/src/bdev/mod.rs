@@ -1,0 +1,168 @@
+//! Block devices: one trait, one file per kind.
+//!
+//! Requests are in bytes, multiples of the block size, inside the device: [`check_range`] is the border at
+//! which frontends prove it. A request is first offered inline (`try_*`), which must never block for long;
+//! when that is declined the asynchronous form runs on the current thread's executor.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::file::StorageFile;
+
+/// A future that runs on one reactor and is never sent to another.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// What acknowledged and flushed data outlive; the order is from least to most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Survives {
+    Nothing,
+    Process,
+    Kernel,
+    Power,
+}
+
+impl Survives {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Survives::Nothing => "nothing",
+            Survives::Process => "process",
+            Survives::Kernel => "kernel",
+            Survives::Power => "power",
+        }
+    }
+}
+
+/// What a bdev is and can do; fixed for its life.
+#[derive(Debug, Clone)]
+pub struct BdevInfo {
+    pub name: String,
+    /// Bytes; offsets and lengths of requests are multiples of it.
+    pub block_size: u32,
+    pub num_blocks: u64,
+    pub readonly: bool,
+    /// A write is durable only after a flush.
+    pub write_cache: bool,
+    pub unmap: bool,
+    pub write_zeroes: bool,
+    pub flush: bool,
+    /// Discarded blocks read as zeros afterwards.
+    pub unmap_reads_zero: bool,
+    /// I/O goes through the page cache: inline attempts make sense, large writes spoil the cache.
+    pub buffered: bool,
+    pub survives: Survives,
+}
+
+impl BdevInfo {
+    pub fn size_bytes(&self) -> u64 {
+        self.num_blocks * u64::from(self.block_size)
+    }
+}
+
+/// How zeros are to be made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ZeroFlags {
+    /// Keep the space allocated (NBD_CMD_FLAG_NO_HOLE).
+    pub no_hole: bool,
+    /// Durable on return (FUA).
+    pub fua: bool,
+}
+
+/// Part of a file that holds a range of the bdev just now, for sendfile.
+#[derive(Debug, Clone)]
+pub struct Lent {
+    pub file: Arc<StorageFile>,
+    pub offset: u64,
+}
+
+/// A block device.
+pub trait Bdev: Send + Sync {
+    fn info(&self) -> &BdevInfo;
+
+    /// Read `buf.len()` bytes at once if that needs no waiting; None declines and changes nothing that matters
+    /// (`buf` may hold anything then).
+    fn try_read(&self, _offset: u64, _buf: &mut [u8]) -> Option<Result<()>> {
+        None
+    }
+
+    /// Write at once if that needs no waiting; None declines, and nothing was written then.
+    fn try_write(&self, _offset: u64, _data: &[u8]) -> Option<Result<()>> {
+        None
+    }
+
+    /// The cached file range that holds these bytes, if there is one that can be sent without waiting.
+    fn lend(&self, _offset: u64, _len: usize) -> Option<Lent> {
+        None
+    }
+
+    /// Read `len` bytes; the buffer that comes back is full (INV-7).
+    fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>>;
+
+    /// Write all of `data`; with `fua` it is durable on return.
+    fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>>;
+
+    /// Make every write that was acknowledged before this call durable (INV-5).
+    fn flush(&self) -> LocalFuture<'_, Result<()>>;
+
+    /// Make the range read as zeros.
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>>;
+
+    /// Hint that the range's content is not needed; what it reads afterwards is `unmap_reads_zero`'s matter.
+    fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>>;
+
+    /// Hint that the range will be read soon.
+    fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Finish, make durable, release descriptors and locks. No request is in flight and none follows.
+    fn close(&self) -> LocalFuture<'_, Result<()>>;
+
+    fn iostat(&self) -> &IoStat;
+
+    /// The state of a ubi overlay; None for other kinds.
+    fn ubi(&self) -> Option<&ubi::UbiBdev> {
+        None
+    }
+}
+
+/// Counters of completed requests, as bdev_get_iostat names them.
+#[derive(Debug, Default)]
+pub struct IoStat {
+    pub bytes_read: AtomicU64,
+    pub num_read_ops: AtomicU64,
+    pub bytes_written: AtomicU64,
+    pub num_write_ops: AtomicU64,
+    pub bytes_unmapped: AtomicU64,
+    pub num_unmap_ops: AtomicU64,
+    pub num_flush_ops: AtomicU64,
+    pub num_errors: AtomicU64,
+}
+
+impl IoStat {
+    pub fn add(counter: &AtomicU64, value: u64) {
+        counter.fetch_add(value, Ordering::Relaxed);
+    }
+}
+
+/// Refuse a range that is empty, unaligned or leaves the device, whatever a frontend was told.
+///
+/// # Errors
+/// `InvalidParams` with EINVAL for misalignment, with ENOSPC for a range past the end.
+pub fn check_range(info: &BdevInfo, offset: u64, len: u64) -> Result<()> {
+    let block = u64::from(info.block_size);
+    if !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
+        let message = format!("{}: {len} bytes at {offset} are not aligned to {block}", info.name);
+        return Err(Error::new(ErrorKind::InvalidParams, message));
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= info.size_bytes() => Ok(()),
+        _ => {
+            let message = format!("{}: {len} bytes at {offset} leave the device", info.name);
+            Err(Error::with_errno(ErrorKind::InvalidParams, libc::ENOSPC, message))
+        }
+    }
+}
+
+pub mod ubi;

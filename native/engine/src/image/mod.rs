@@ -1,0 +1,1 @@
+//! Where the initial content of a volume comes from.

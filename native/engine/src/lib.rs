@@ -1,0 +1,17 @@
+//! The data plane: every guest byte moves here and nothing else does.
+//!
+//! - [`bdev`]: block devices behind one trait, the ubi overlay among them
+//! - [`image`]: where a ubi bdev's initial content comes from
+//! - [`frontend`]: how clients reach a bdev
+//! - [`reactor`]: the event loops and the asynchronous storage operations
+//! - [`sys`]: the only code with `unsafe`: system calls, aligned memory, io_uring
+//! - [`error`]: the error kinds, the same list as in Python
+
+#![deny(unsafe_code)]
+
+pub mod bdev;
+pub mod error;
+pub mod frontend;
+pub mod image;
+pub mod reactor;
+pub mod sys;

@@ -1,0 +1,220 @@
+//! One open file description for storage: opened once, shared, closed when the last user is gone.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// How a descriptor is opened.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OpenOptions {
+    pub write: bool,
+    /// O_DIRECT.
+    pub direct: bool,
+    /// O_EXCL without O_CREAT: the exclusive claim on a block device.
+    pub exclusive: bool,
+}
+
+/// fallocate(2) modes in use; all keep the file's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallocateMode {
+    /// Deallocate; reads as zeros.
+    PunchHole,
+    /// Read as zeros, keep or make the allocation.
+    ZeroRange,
+}
+
+impl FallocateMode {
+    /// The flag word of fallocate(2).
+    pub fn bits(self) -> i32 {
+        match self {
+            FallocateMode::PunchHole => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            FallocateMode::ZeroRange => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        }
+    }
+}
+
+/// Alignment that O_DIRECT asks for, from STATX_DIOALIGN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectAlign {
+    /// Of memory addresses, bytes.
+    pub memory: u32,
+    /// Of file offsets and lengths, bytes.
+    pub offset: u32,
+}
+
+/// What identifies a file's content for as long as nobody changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileIdentity {
+    pub dev: u64,
+    pub ino: u64,
+    pub rdev: u64,
+    pub size: u64,
+    pub mtime_ns: i128,
+    pub ctime_ns: i128,
+}
+
+/// A file or block device opened for storage.
+#[derive(Debug)]
+pub struct StorageFile {
+    file: File,
+    name: String,
+    direct: bool,
+}
+
+fn check(result: libc::c_long) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+impl StorageFile {
+    /// Open `path` (O_CLOEXEC always). `name` appears in error messages.
+    pub fn open(path: &Path, options: OpenOptions) -> io::Result<Self> {
+        let c_path = CString::new(path.as_os_str().as_bytes())?;
+        let mut flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
+        flags |= if options.write { libc::O_RDWR } else { libc::O_RDONLY };
+        if options.direct {
+            flags |= libc::O_DIRECT;
+        }
+        if options.exclusive {
+            flags |= libc::O_EXCL;
+        }
+        // SAFETY: the path is a valid NUL-terminated string for the duration of the call.
+        let fd = unsafe { libc::open(c_path.as_ptr(), flags) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: `fd` was just opened and nobody else owns it.
+        let file = unsafe { File::from_raw_fd(fd) };
+        Ok(Self { file, name: path.display().to_string(), direct: options.direct })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    pub fn is_direct(&self) -> bool {
+        self.direct
+    }
+
+    /// stat(2) through std.
+    pub fn metadata(&self) -> io::Result<std::fs::Metadata> {
+        self.file.metadata()
+    }
+
+    /// The file's identity now.
+    pub fn identity(&self) -> io::Result<FileIdentity> {
+        use std::os::unix::fs::MetadataExt;
+        let meta = self.metadata()?;
+        let time_ns = |seconds: i64, ns: i64| i128::from(seconds) * 1_000_000_000 + i128::from(ns);
+        Ok(FileIdentity {
+            dev: meta.dev(),
+            ino: meta.ino(),
+            rdev: meta.rdev(),
+            size: self.size_bytes()?,
+            mtime_ns: time_ns(meta.mtime(), meta.mtime_nsec()),
+            ctime_ns: time_ns(meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+
+    /// Size of a regular file or a block device.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        use std::os::unix::fs::FileTypeExt;
+        let meta = self.metadata()?;
+        if !meta.file_type().is_block_device() {
+            return Ok(meta.len());
+        }
+        const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+        let mut size = 0u64;
+        // SAFETY: BLKGETSIZE64 writes one u64 to the address, which is valid for it.
+        let result = unsafe { libc::ioctl(self.raw_fd(), BLKGETSIZE64, &raw mut size) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(size) }
+    }
+
+    /// Logical block size of a block device (BLKSSZGET).
+    pub fn device_block_size(&self) -> io::Result<u32> {
+        const BLKSSZGET: libc::c_ulong = 0x1268;
+        let mut size: libc::c_int = 0;
+        // SAFETY: BLKSSZGET writes one int to the address, which is valid for it.
+        let result = unsafe { libc::ioctl(self.raw_fd(), BLKSSZGET, &raw mut size) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        u32::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+    }
+
+    /// O_DIRECT alignment, None where the file system does not say or has no O_DIRECT.
+    pub fn direct_align(&self) -> Option<DirectAlign> {
+        // SAFETY: all-zero bytes are a valid statx, a plain structure of integers.
+        let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, the empty path with AT_EMPTY_PATH names it, `stat` is valid for writes.
+        let result = unsafe {
+            libc::statx(self.raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut stat)
+        };
+        let known = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0;
+        known.then_some(DirectAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align })
+    }
+
+    /// pread(2); may read less.
+    pub fn pread(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        // SAFETY: the pointer and length are those of a live, exclusive slice.
+        let result = unsafe { libc::pread(self.raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset.cast_signed()) };
+        check(result as libc::c_long)
+    }
+
+    /// pwrite(2), or pwritev2(2) with RWF_DSYNC; may write less.
+    pub fn pwrite(&self, data: &[u8], offset: u64, dsync: bool) -> io::Result<usize> {
+        let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+        let iov = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
+        // SAFETY: the iovec describes a live slice that the kernel only reads.
+        let result = unsafe { libc::pwritev2(self.raw_fd(), &raw const iov, 1, offset.cast_signed(), flags) };
+        check(result as libc::c_long)
+    }
+
+    /// preadv2(2) with RWF_NOWAIT: only what is in the page cache. Ok(short) or EAGAIN otherwise.
+    pub fn pread_nowait(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
+        // SAFETY: the iovec describes a live, exclusive slice.
+        let result = unsafe { libc::preadv2(self.raw_fd(), &raw const iov, 1, offset.cast_signed(), libc::RWF_NOWAIT) };
+        check(result as libc::c_long)
+    }
+
+    pub fn fdatasync(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open.
+        let result = unsafe { libc::fdatasync(self.raw_fd()) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    pub fn fallocate(&self, mode: FallocateMode, offset: u64, len: u64) -> io::Result<()> {
+        // SAFETY: the descriptor is open; the kernel checks the range.
+        let result = unsafe { libc::fallocate(self.raw_fd(), mode.bits(), offset.cast_signed(), len.cast_signed()) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// The next offset at or after `offset` that holds data (SEEK_DATA); None when only a hole is left.
+    pub fn seek_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, libc::SEEK_DATA)
+    }
+
+    /// The next offset at or after `offset` that is a hole (SEEK_HOLE); the file's end counts as one.
+    pub fn seek_hole(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.seek(offset, libc::SEEK_HOLE)
+    }
+
+    fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+        // SAFETY: the descriptor is open; its position is used by nobody.
+        let result = unsafe { libc::lseek(self.raw_fd(), offset.cast_signed(), whence) };
+        match u64::try_from(result) {
+            Ok(position) => Ok(Some(position)),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+        }
+    }
+}
