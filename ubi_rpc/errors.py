@@ -55,9 +55,7 @@ class UbiError(Exception):
         context: facts for logs and for the opt-in `data` member (names, paths, limits); never secrets.
     """
 
-    def __init__(
-        self, kind: ErrorKind, message: str, *, errno: int | None = None, **context: object
-    ) -> None:
+    def __init__(self, kind: ErrorKind, message: str, *, errno: int | None = None, **context: object) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from enum import Flag, auto
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from ubi_rpc.params import NoParams, Params
+
+__all__ = [
+    "ANY_STATE",
+    "DECODE_FAILED",
+    "INVALID_PARAMETERS",
+    "Method",
+    "NoParams",
+    "Params",
+    "State",
+]
 
 
 class State(Flag):
@@ -21,20 +31,6 @@ class State(Flag):
 
 
 ANY_STATE = State.STARTUP | State.RUNTIME
-
-
-class Params(BaseModel):
-    """Base of every params model: frozen, strict, no unknown keys.
-
-    Numbers arrive from `framing` as exact `int` (512.0 and 1e3 included), `float` or `str`, so strict
-    pydantic integers accept what SPDK accepts and refuse what it refuses.
-    """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class NoParams(Params):
-    """A method without parameters. `{}` is accepted as well, a safe superset of SPDK."""
 
 
 DECODE_FAILED = (-32603, "spdk_json_decode_object failed")
