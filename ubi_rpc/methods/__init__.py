@@ -1,0 +1,1 @@
+"""The JSON-RPC methods, one file a namespace."""

@@ -1,0 +1,35 @@
+"""ubi_rpc_set_options: how this connection wants its answers."""
+
+from __future__ import annotations
+
+from ubi_rpc.params import Params
+from ubi_rpc.rpc.method import ANY_STATE, INVALID_PARAMETERS, Method
+from ubi_rpc.rpc.session import current_session
+
+
+class SetOptionsParams(Params):
+    """Options of the connection that sends them.
+
+    error_data: add a `data` member {kind, message, context} to every error.
+    """
+
+    error_data: bool
+
+
+async def ubi_rpc_set_options(_services: object, params: SetOptionsParams) -> bool:
+    """Set the options of the current connection; without one (a configuration file) there is nothing to set."""
+    session = current_session.get()
+    if session is not None:
+        session.error_data = params.error_data
+    return True
+
+
+METHODS = (
+    Method(
+        name="ubi_rpc_set_options",
+        params=SetOptionsParams,
+        handler=ubi_rpc_set_options,
+        states=ANY_STATE,
+        decode_error=INVALID_PARAMETERS,
+    ),
+)
