@@ -1,0 +1,119 @@
+#!/bin/sh
+# Run checks and tests one after the other, go on after a failure, and end with one line for each and a verdict.
+#
+#   scripts/test.sh all|lint|rust|python|e2e [pytest arguments]
+#
+# Needs the PATH of build/setup/env. CI=true is the strict mode: the tiers that CI has no parts for are deselected
+# by their marker, and anything that is skipped all the same fails the run.
+# IO_ENGINES="threads" limits the end-to-end tests to one I/O engine.
+set -u
+cd "$(dirname "$0")/.." || exit 2
+
+logs=build/logs
+summary=build/logs/summary
+mkdir -p "$logs"
+: >"$summary"
+failed=0
+what=${1:-all}
+[ $# -eq 0 ] || shift
+
+# Markers of pyproject.toml whose parts a plain CI machine does not have.
+ci_deselect="not needs_block_device and not needs_cgroup_blkio and not needs_fuse and not needs_kernel_nbd and not needs_guest"
+
+# check NAME PATTERN COMMAND...: run it, keep its output, and note the last line that matches PATTERN.
+check() {
+    name=$1 pattern=$2
+    shift 2
+    log=$logs/$(echo "$name" | tr ' /' '--').log
+    printf '\n--- %s: %s\n' "$name" "$*"
+    began=$(date +%s)
+    # sh has no pipefail: the status travels in a file.
+    { "$@" 2>&1 && echo 0 >"$log.status" || echo $? >"$log.status"; } | tee "$log"
+    status=$(cat "$log.status")
+    rm -f "$log.status"
+    closing=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E "$pattern" | tail -n 1)
+    if [ "$status" -eq 0 ]; then verdict=ok; else verdict=FAILED failed=1; fi
+    printf '%-18s %-6s %4ds  %s\n' "$name" "$verdict" "$(($(date +%s) - began))" "$closing" >>"$summary"
+}
+
+lint() {
+    check "ruff check" . ruff check .
+    check "ruff format" . ruff format --check .
+    # shellcheck disable=SC2046
+    check "mypy strict" . mypy $(ls -d ubi_rpc scripts tests bench conftest.py 2>/dev/null)
+    check "rustfmt" . cargo fmt --manifest-path native/Cargo.toml --all --check
+    check "clippy" . cargo clippy --manifest-path native/Cargo.toml --locked --workspace --all-targets -- -D warnings
+}
+
+# The PyO3 crate is glue and is tested from Python: linking its tests would need libpython's headers and library.
+rust() {
+    set -- --manifest-path native/Cargo.toml --locked --workspace --exclude ubi-python
+    if cargo nextest --version >/dev/null 2>&1; then
+        check "rust tests" "Summary" cargo nextest run "$@" --no-fail-fast
+        check "rust doc tests" "test result" cargo test "$@" --doc
+        skipped=$(grep -cE "Summary.* [1-9][0-9]* skipped" "$logs/rust-tests.log")
+    else
+        check "rust tests" "test result: .* [1-9][0-9]* (passed|failed)" cargo test "$@" --no-fail-fast
+        skipped=$(grep -cE "test result: .* [1-9][0-9]* ignored" "$logs/rust-tests.log")
+    fi
+    if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ]; then
+        echo "rust tests         FAILED        some were ignored, and CI allows none" >>"$summary"
+        failed=1
+    fi
+}
+
+# tests NAME ARGUMENT...: pytest, strict where CI is.
+tests() {
+    name=$1
+    shift
+    if [ "${CI:-}" = true ]; then set -- -m "$ci_deselect" "$@"; fi
+    check "$name" "^=+ .* in [0-9.]+s" python -m pytest "$@"
+}
+
+python_tests() { tests "python tests" --ignore=tests/e2e tests "$@"; }
+
+# Does this kernel let us set up a ring? Containers often forbid it. Asked of the kernel, not of our engine: where
+# rings work, an engine that does not start is a failure, not a reason to leave its tests out.
+io_uring_allowed() {
+    python - <<'END'
+import ctypes
+import os
+import sys
+
+SYS_IO_URING_SETUP = 425
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.syscall(SYS_IO_URING_SETUP, 4, ctypes.create_string_buffer(120)) < 0:
+    sys.exit("io_uring_setup: " + os.strerror(ctypes.get_errno()))
+END
+}
+
+e2e() {
+    for engine in ${IO_ENGINES:-io_uring threads}; do
+        if [ "$engine" = io_uring ] && ! reason=$(io_uring_allowed 2>&1); then
+            printf '%-18s %-6s        this kernel refuses it: %s\n' "e2e $engine" "not run" "$reason" >>"$summary"
+            continue
+        fi
+        export UBI_IO_ENGINE="$engine"
+        tests "e2e $engine" tests/e2e "$@"
+        unset UBI_IO_ENGINE
+    done
+}
+
+case $what in
+all)
+    lint
+    rust
+    python_tests
+    e2e
+    ;;
+lint) lint ;;
+rust) rust ;;
+python) python_tests "$@" ;;
+e2e) e2e "$@" ;;
+*) echo "usage: scripts/test.sh all|lint|rust|python|e2e [pytest arguments]" >&2 && exit 2 ;;
+esac
+
+printf '\n=== summary (logs in %s)\n' "$logs"
+cat "$summary"
+if [ "$failed" -eq 0 ]; then echo "=== all passed"; else echo "=== FAILED"; fi
+exit "$failed"
