@@ -4,6 +4,11 @@
 //! which frontends prove it. A request is first offered inline (`try_*`), which must never block for long;
 //! when that is declined the asynchronous form runs on the current thread's executor.
 
+pub mod aio;
+pub mod malloc;
+pub mod null;
+pub mod ubi;
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -164,5 +169,3 @@ pub fn check_range(info: &BdevInfo, offset: u64, len: u64) -> Result<()> {
         }
     }
 }
-
-pub mod ubi;

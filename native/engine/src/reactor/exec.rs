@@ -222,6 +222,14 @@ impl Executor {
         }
     }
 
+    /// Drop every task that has not ended, with the executor still entered.
+    pub fn drop_tasks(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
+        drop(tasks);
+        self.ready.borrow_mut().clear();
+        self.timers.borrow_mut().clear();
+    }
+
     fn poll_task(&self, id: TaskId) {
         let (mut task, waker) = {
             let mut tasks = self.tasks.borrow_mut();
@@ -295,6 +303,11 @@ fn current() -> Rc<Executor> {
 /// When the thread has entered no executor; so do the others here.
 pub fn inbox() -> Arc<Inbox> {
     Arc::clone(&current().inbox)
+}
+
+/// Whether this thread's executor has something to do right now; for tasks that poll in place.
+pub fn has_ready() -> bool {
+    current().has_ready()
 }
 
 /// Start a task on this thread.

@@ -22,6 +22,8 @@ struct Block {
 
 // SAFETY: a Block is the sole owner of plain heap memory; nothing in it is tied to a thread.
 unsafe impl Send for Block {}
+// SAFETY: shared access only reads; writing needs `&mut`.
+unsafe impl Sync for Block {}
 
 impl Block {
     fn layout(capacity: usize) -> Layout {

@@ -160,6 +160,29 @@ impl StorageFile {
         known.then_some(DirectAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align })
     }
 
+    /// Whether the file lives in memory (tmpfs, ramfs, memfd): every access is a copy.
+    pub fn is_in_memory(&self) -> bool {
+        // SAFETY: all-zero bytes are a valid statfs, a plain structure of integers.
+        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: `stat` is valid for writes.
+        let result = unsafe { libc::fstatfs(self.raw_fd(), &raw mut stat) };
+        const RAMFS_MAGIC: i64 = 0x8584_58f6;
+        let is_device = self.device_block_size().is_ok();
+        result == 0 && !is_device && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
+    }
+
+    /// Whether the whole range is in the page cache just now (cachestat(2), Linux 6.5; false before).
+    pub fn is_cached(&self, offset: u64, len: u64) -> bool {
+        const SYS_CACHESTAT: libc::c_long = 451;
+        const PAGE: u64 = 4096;
+        let range = [offset, len];
+        let mut stat = [0u64; 5];
+        // SAFETY: the call reads two u64 and writes five, at addresses valid for that; the flags are 0.
+        let result = unsafe { libc::syscall(SYS_CACHESTAT, self.raw_fd(), range.as_ptr(), stat.as_mut_ptr(), 0) };
+        let pages = (offset + len).div_ceil(PAGE) - offset / PAGE;
+        result == 0 && stat[0] >= pages
+    }
+
     /// pread(2); may read less.
     pub fn pread(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         // SAFETY: the pointer and length are those of a live, exclusive slice.

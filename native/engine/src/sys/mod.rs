@@ -2,4 +2,12 @@
 #![allow(unsafe_code)]
 
 pub mod buf;
+pub mod cpu;
+pub mod epoll;
+pub mod eventfd;
 pub mod file;
+pub mod lock;
+pub mod memory;
+pub mod op;
+pub mod socket;
+pub mod uring;

@@ -1,0 +1,466 @@
+//! The `aio` bdev: a regular file or a block device.
+//!
+//! Opened once, locked, and every byte goes through that one description: then the kernel keeps the lock until
+//! the last operation has ended, also after the process died (design: "One description").
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
+use crate::error::{Error, ErrorKind, Result};
+use crate::reactor::ops;
+use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
+use crate::sys::lock;
+
+/// Largest block size that any frontend can announce, bytes.
+const MAX_BLOCK_SIZE: u32 = 65536;
+/// Largest write that is carried out inline; above, the copy itself would hold up the reactor.
+const INLINE_WRITE_MAX: usize = 64 << 10;
+/// An inline write that takes longer has blocked: the volume uses the ring for a while.
+const INLINE_WRITE_SLOW: Duration = Duration::from_millis(1);
+const INLINE_WRITE_REST_MS: u64 = 50;
+/// Smallest read that leaves by sendfile; below, the copy is cheaper than the extra call.
+const LEND_MIN: usize = 32 << 10;
+/// One piece of a zero fill where the file system cannot zero by itself.
+const ZERO_PIECE: usize = 1 << 20;
+/// Most that one prefetch request reads.
+const PREFETCH_MAX: u64 = 32 << 20;
+const LOCK_RETRY: Duration = Duration::from_millis(20);
+
+/// Whether I/O goes through the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// O_DIRECT.
+    None,
+    Writeback,
+}
+
+/// What to open and how.
+#[derive(Debug, Clone)]
+pub struct AioOptions {
+    pub name: String,
+    pub path: PathBuf,
+    /// Bytes; None: the device's own (a regular file has none).
+    pub block_size: Option<u32>,
+    pub readonly: bool,
+    pub cache: Cache,
+    /// Offer unmap, as SPDK's `fallocate` option does.
+    pub fallocate: bool,
+    /// How long to wait for another process to let go of the base.
+    pub lock_wait: Duration,
+}
+
+/// A file or block device as a bdev.
+pub struct AioBdev {
+    info: BdevInfo,
+    file: Arc<StorageFile>,
+    /// Memory-backed: every access is a copy and can be made inline.
+    in_memory: bool,
+    memory_align: usize,
+    stat: IoStat,
+    /// Milliseconds since `opened` until which writes do not go inline.
+    inline_rest_until: AtomicU64,
+    opened: Instant,
+}
+
+impl AioBdev {
+    /// Open and lock the base. Blocks while another process holds the lock, for at most `lock_wait`.
+    ///
+    /// # Errors
+    /// `NotFound`, `InvalidParams` (EISDIR, EINVAL), `Busy` naming the holder, `Unsupported` without O_DIRECT.
+    pub fn open(options: &AioOptions) -> Result<Self> {
+        let kind = check_kind(&options.path)?;
+        let file = open_file(options, kind)?;
+        wait_for_lock(&file, options)?;
+        let in_memory = file.is_in_memory();
+        let align = if options.cache == Cache::None && !in_memory { file.direct_align() } else { None };
+        let (block_size, num_blocks) = geometry(&file, kind, options, align.map_or(1, |align| align.offset))?;
+        let info = BdevInfo {
+            name: options.name.clone(),
+            block_size,
+            num_blocks,
+            readonly: options.readonly,
+            write_cache: true,
+            unmap: options.fallocate && !options.readonly,
+            write_zeroes: true,
+            flush: true,
+            unmap_reads_zero: true,
+            buffered: options.cache == Cache::Writeback || in_memory,
+            survives: if in_memory { Survives::Process } else { Survives::Power },
+        };
+        Ok(Self {
+            info,
+            file: Arc::new(file),
+            in_memory,
+            memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
+            stat: IoStat::default(),
+            inline_rest_until: AtomicU64::new(0),
+            opened: Instant::now(),
+        })
+    }
+
+    /// Whether another process has the file open without locking it; None where that cannot be told.
+    pub fn opened_elsewhere(&self) -> Option<bool> {
+        lock::opened_elsewhere(&self.file)
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn may_write_inline(&self, len: usize) -> bool {
+        if !self.info.buffered || len > INLINE_WRITE_MAX {
+            return false;
+        }
+        match self.inline_rest_until.load(Ordering::Relaxed) {
+            0 => true,
+            until if self.elapsed_ms() >= until => {
+                self.inline_rest_until.store(0, Ordering::Relaxed);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn count<T>(&self, ops: &AtomicU64, bytes: Option<(&AtomicU64, u64)>, result: &Result<T>) {
+        match result {
+            Ok(_) => {
+                IoStat::add(ops, 1);
+                if let Some((counter, len)) = bytes {
+                    IoStat::add(counter, len);
+                }
+            }
+            Err(_) => IoStat::add(&self.stat.num_errors, 1),
+        }
+    }
+
+    /// Make the range zero with the first of the kernel's ways that this file has.
+    async fn zero(&self, offset: u64, len: u64, no_hole: bool) -> Result<()> {
+        let ways: &[FallocateMode] =
+            if no_hole { &[FallocateMode::ZeroRange] } else { &[FallocateMode::PunchHole, FallocateMode::ZeroRange] };
+        for &mode in ways {
+            match ops::fallocate(&self.file, mode, offset, len).await {
+                Err(error) if error.errno() == libc::EOPNOTSUPP => {}
+                other => return other,
+            }
+        }
+        self.write_zero_pieces(offset, len).await
+    }
+
+    async fn write_zero_pieces(&self, offset: u64, len: u64) -> Result<()> {
+        let piece = usize::try_from(len).unwrap_or(ZERO_PIECE).min(ZERO_PIECE);
+        let zeros = IoData::new(IoBuf::zeroed(piece));
+        let mut done = 0;
+        while done < len {
+            let now = usize::try_from(len - done).unwrap_or(piece).min(piece);
+            ops::write_all(&self.file, offset + done, zeros.slice(0, now), false).await?;
+            done += now as u64;
+        }
+        Ok(())
+    }
+
+    async fn prefetch_pieces(&self, offset: u64, len: u64) -> Result<()> {
+        if !self.info.buffered || self.in_memory {
+            return Ok(());
+        }
+        let end = offset + len.min(PREFETCH_MAX);
+        let mut position = offset;
+        while position < end {
+            let piece = usize::try_from(end - position).unwrap_or(ZERO_PIECE).min(ZERO_PIECE);
+            ops::read_exact(&self.file, position, piece).await?;
+            position += piece as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Bdev for AioBdev {
+    fn info(&self) -> &BdevInfo {
+        &self.info
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        if !self.info.buffered {
+            return None;
+        }
+        let answer = if self.in_memory { self.file.pread(buf, offset) } else { self.file.pread_nowait(buf, offset) };
+        // Anything but a full read is left to the asynchronous way, which finishes it or says what is wrong.
+        if answer.ok()? != buf.len() {
+            return None;
+        }
+        self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, buf.len() as u64)), &Ok(()));
+        Some(Ok(()))
+    }
+
+    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        if !self.may_write_inline(data.len()) {
+            return None;
+        }
+        let started = Instant::now();
+        let written = self.file.pwrite(data, offset, false);
+        if !self.in_memory && started.elapsed() > INLINE_WRITE_SLOW {
+            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
+        }
+        // A short or failed write is repeated as a whole: the same bytes in the same place.
+        if written.ok()? != data.len() {
+            return None;
+        }
+        self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, data.len() as u64)), &Ok(()));
+        Some(Ok(()))
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Option<Lent> {
+        if !self.info.buffered || len < LEND_MIN || !(self.in_memory || self.file.is_cached(offset, len as u64)) {
+            return None;
+        }
+        self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &Ok(()));
+        Some(Lent { file: Arc::clone(&self.file), offset })
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
+        Box::pin(async move {
+            let result = ops::read_exact(&self.file, offset, len).await;
+            self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &result);
+            result
+        })
+    }
+
+    fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let len = data.len() as u64;
+            let aligned = (data.as_ptr() as usize).is_multiple_of(self.memory_align);
+            let data = if aligned { data } else { IoData::new(IoBuf::from_slice(&data)) };
+            let result = ops::write_all(&self.file, offset, data, fua).await;
+            self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, len)), &result);
+            result
+        })
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let result = ops::sync(&self.file).await;
+            self.count(&self.stat.num_flush_ops, None, &result);
+            result
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let mut result = self.zero(offset, len, flags.no_hole).await;
+            if result.is_ok() && flags.fua {
+                result = ops::sync(&self.file).await;
+            }
+            self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, len)), &result);
+            result
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let mut result = self.zero(offset, len, false).await;
+            if result.is_ok() && fua {
+                result = ops::sync(&self.file).await;
+            }
+            self.count(&self.stat.num_unmap_ops, Some((&self.stat.bytes_unmapped, len)), &result);
+            result
+        })
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.prefetch_pieces(offset, len))
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move { if self.info.readonly { Ok(()) } else { ops::sync(&self.file).await } })
+    }
+
+    fn iostat(&self) -> &IoStat {
+        &self.stat
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Regular,
+    BlockDevice,
+}
+
+/// Look before opening: opening a FIFO or a tape has effects of its own.
+fn check_kind(path: &Path) -> Result<Kind> {
+    use std::os::unix::fs::FileTypeExt;
+    let meta = std::fs::metadata(path).map_err(|error| Error::from_io(path.display(), &error))?;
+    let kind = meta.file_type();
+    if kind.is_file() {
+        Ok(Kind::Regular)
+    } else if kind.is_block_device() {
+        Ok(Kind::BlockDevice)
+    } else if kind.is_dir() {
+        let message = format!("{} is a directory; give a regular file or a block device", path.display());
+        Err(Error::with_errno(ErrorKind::InvalidParams, libc::EISDIR, message))
+    } else {
+        let message = format!("{} is neither a regular file nor a block device", path.display());
+        Err(Error::new(ErrorKind::InvalidParams, message))
+    }
+}
+
+fn open_file(options: &AioOptions, kind: Kind) -> Result<StorageFile> {
+    let open = |direct| {
+        let exclusive = kind == Kind::BlockDevice && !options.readonly;
+        StorageFile::open(&options.path, OpenOptions { write: !options.readonly, direct, exclusive })
+    };
+    open(options.cache == Cache::None).map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) if options.cache == Cache::None => {
+            let path = options.path.display();
+            let message = format!("{path}: its file system has no O_DIRECT; create the bdev with cache \"writeback\"");
+            Error::new(ErrorKind::Unsupported, message)
+        }
+        Some(libc::EBUSY) => {
+            let message = format!("{} is in use (mounted, or claimed by another program)", options.path.display());
+            Error::new(ErrorKind::Busy, message)
+        }
+        _ => Error::from_io(options.path.display(), &error),
+    })
+}
+
+fn wait_for_lock(file: &StorageFile, options: &AioOptions) -> Result<()> {
+    let deadline = Instant::now() + options.lock_wait;
+    loop {
+        let error = match lock::try_lock(file, options.readonly) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if error.kind() != std::io::ErrorKind::WouldBlock {
+            return Err(Error::from_io(format_args!("lock {}", file.name()), &error));
+        }
+        let holder = lock::holder(file);
+        let ours = holder.as_deref().is_some_and(|text| text.starts_with(&format!("pid {} ", std::process::id())));
+        if ours || Instant::now() >= deadline {
+            let holder =
+                if ours { "another bdev of this daemon".into() } else { holder.unwrap_or_else(|| "unknown".into()) };
+            let message = format!("{} is in use; its lock is held by {holder}", file.name());
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        std::thread::sleep(LOCK_RETRY);
+    }
+}
+
+/// Block size and number of blocks.
+fn geometry(file: &StorageFile, kind: Kind, options: &AioOptions, direct_offset: u32) -> Result<(u32, u64)> {
+    let invalid = |message: String| Err(Error::new(ErrorKind::InvalidParams, format!("{}: {message}", file.name())));
+    let failed = |error: std::io::Error| Error::from_io(file.name(), &error);
+    let detected = match kind {
+        Kind::BlockDevice => Some(file.device_block_size().map_err(failed)?),
+        Kind::Regular => None,
+    };
+    let Some(block_size) = options.block_size.filter(|&size| size != 0).or(detected) else {
+        return invalid("a regular file has no block size of its own; give block_size (512 or 4096)".into());
+    };
+    if !(512..=MAX_BLOCK_SIZE).contains(&block_size) || !block_size.is_power_of_two() {
+        return invalid(format!("block size {block_size} is not a power of two from 512 to {MAX_BLOCK_SIZE}"));
+    }
+    let needed = detected.unwrap_or(1).max(direct_offset);
+    if block_size < needed {
+        return invalid(format!("block size {block_size} is below the {needed} bytes that the storage works in"));
+    }
+    let size = file.size_bytes().map_err(failed)?;
+    if size == 0 || !size.is_multiple_of(u64::from(block_size)) {
+        return invalid(format!("its {size} bytes are not a number of {block_size}-byte blocks"));
+    }
+    Ok((block_size, size / u64::from(block_size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reactor::exec::block_on;
+
+    fn options(path: &Path, cache: Cache) -> AioOptions {
+        AioOptions {
+            name: "aio0".into(),
+            path: path.to_owned(),
+            block_size: Some(512),
+            readonly: false,
+            cache,
+            fallocate: true,
+            lock_wait: Duration::ZERO,
+        }
+    }
+
+    fn base(bytes: usize) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("base");
+        std::fs::write(&path, vec![0xa5u8; bytes]).expect("write");
+        (dir, path)
+    }
+
+    #[test]
+    fn a_base_in_use_is_refused_and_the_holder_named() {
+        let (_dir, path) = base(8192);
+        let first = AioBdev::open(&options(&path, Cache::Writeback)).expect("open");
+        let error = AioBdev::open(&options(&path, Cache::Writeback)).err().expect("busy");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.message().contains("another bdev of this daemon"), "{error}");
+        drop(first);
+        AioBdev::open(&options(&path, Cache::Writeback)).expect("free again");
+    }
+
+    #[test]
+    fn two_read_only_bdevs_share_a_base() {
+        let (_dir, path) = base(8192);
+        let readonly = AioOptions { readonly: true, ..options(&path, Cache::Writeback) };
+        let _first = AioBdev::open(&readonly).expect("open");
+        let _second = AioBdev::open(&readonly).expect("open");
+        let error = AioBdev::open(&options(&path, Cache::Writeback)).err().expect("busy");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+    }
+
+    #[test]
+    fn wrong_geometry_is_refused_with_its_errno() {
+        let (dir, path) = base(5000);
+        let errno = |options: &AioOptions| AioBdev::open(options).err().map(|error| error.errno());
+        let good = options(&path, Cache::Writeback);
+        assert_eq!(errno(&good), Some(libc::EINVAL), "size is no number of blocks");
+        for block_size in [Some(256), Some(1000), Some(131_072), None] {
+            let wrong = AioOptions { block_size, ..good.clone() };
+            assert_eq!(errno(&wrong), Some(libc::EINVAL), "block size {block_size:?}");
+        }
+        let directory = AioOptions { path: dir.path().into(), ..good.clone() };
+        assert_eq!(errno(&directory), Some(libc::EISDIR));
+        let missing = AioOptions { path: dir.path().join("no"), ..good };
+        assert_eq!(errno(&missing), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn zeroes_and_discards_read_as_zeros_in_both_cache_modes() {
+        for cache in [Cache::None, Cache::Writeback] {
+            let (_dir, path) = base(64 << 10);
+            let bdev = AioBdev::open(&options(&path, cache)).expect("open");
+            let content = block_on(async move {
+                bdev.write_zeroes(512, 1024, ZeroFlags::default()).await.expect("zeroes");
+                bdev.write_zeroes(8192, 512, ZeroFlags { no_hole: true, fua: true }).await.expect("zeroes");
+                bdev.discard(16384, 4096, false).await.expect("discard");
+                bdev.read(0, 64 << 10).await.expect("read")
+            });
+            for (index, &byte) in content.iter().enumerate() {
+                let zero = (512..1536).contains(&index) || (8192..8704).contains(&index);
+                let zero = zero || (16384..20480).contains(&index);
+                assert_eq!(byte, if zero { 0 } else { 0xa5 }, "{cache:?} at {index}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unaligned_slice_is_bounced_for_direct_io() {
+        let (_dir, path) = base(64 << 10);
+        let bdev = AioBdev::open(&options(&path, Cache::None)).expect("open");
+        let content = block_on(async move {
+            let data = IoData::new(IoBuf::from_slice(&[7u8; 1100]));
+            bdev.write(1024, data.slice(70, 512), true).await.expect("write");
+            bdev.read(1024, 512).await.expect("read").to_vec()
+        });
+        assert_eq!(content, [7u8; 512]);
+    }
+}

@@ -1,0 +1,84 @@
+//! The `null` bdev: reads zeros, forgets writes. For measuring what is above it.
+
+use super::malloc::memory_info;
+use super::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use crate::error::Result;
+use crate::sys::buf::{IoBuf, IoData};
+
+/// A disk without content.
+pub struct NullBdev {
+    info: BdevInfo,
+    stat: IoStat,
+}
+
+impl NullBdev {
+    /// # Errors
+    /// `InvalidParams` for no blocks or a block size that is not a multiple of 512.
+    pub fn new(name: &str, num_blocks: u64, block_size: u32) -> Result<Self> {
+        let info = BdevInfo { unmap: false, ..memory_info(name, num_blocks, block_size)? };
+        Ok(Self { info, stat: IoStat::default() })
+    }
+
+    fn done(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+}
+
+impl Bdev for NullBdev {
+    fn info(&self) -> &BdevInfo {
+        &self.info
+    }
+
+    fn try_read(&self, _offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        buf.fill(0);
+        IoStat::add(&self.stat.num_read_ops, 1);
+        IoStat::add(&self.stat.bytes_read, buf.len() as u64);
+        Some(Ok(()))
+    }
+
+    fn try_write(&self, _offset: u64, data: &[u8]) -> Option<Result<()>> {
+        IoStat::add(&self.stat.num_write_ops, 1);
+        IoStat::add(&self.stat.bytes_written, data.len() as u64);
+        Some(Ok(()))
+    }
+
+    fn read(&self, _offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
+        let mut buf = IoBuf::new(len);
+        let _ = self.try_read(0, &mut buf);
+        Box::pin(std::future::ready(Ok(buf)))
+    }
+
+    fn write(&self, _offset: u64, data: IoData, _fua: bool) -> LocalFuture<'_, Result<()>> {
+        let _ = self.try_write(0, &data);
+        self.done()
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        IoStat::add(&self.stat.num_flush_ops, 1);
+        self.done()
+    }
+
+    fn write_zeroes(&self, _offset: u64, len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        IoStat::add(&self.stat.num_write_ops, 1);
+        IoStat::add(&self.stat.bytes_written, len);
+        self.done()
+    }
+
+    fn discard(&self, _offset: u64, len: u64, _fua: bool) -> LocalFuture<'_, Result<()>> {
+        IoStat::add(&self.stat.num_unmap_ops, 1);
+        IoStat::add(&self.stat.bytes_unmapped, len);
+        self.done()
+    }
+
+    fn prefetch(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
+        self.done()
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.done()
+    }
+
+    fn iostat(&self) -> &IoStat {
+        &self.stat
+    }
+}

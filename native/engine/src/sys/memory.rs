@@ -1,0 +1,99 @@
+//! A shared region of anonymous memory that several threads read and write at will: the malloc bdev's store.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// Zero-filled anonymous memory. Concurrent overlapping accesses give a mix of bytes, as on a disk.
+pub struct SharedMemory {
+    ptr: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the region is plain memory that is reached through raw pointers only, never through references.
+unsafe impl Send for SharedMemory {}
+// SAFETY: as above; `read` and `write` copy between the region and the caller's own memory.
+unsafe impl Sync for SharedMemory {}
+
+impl SharedMemory {
+    /// Map `len` bytes (not 0). Fails with ENOMEM when the kernel would not back them.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing of ours.
+        let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
+        if ptr == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let ptr = NonNull::new(ptr.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Self { ptr, len })
+    }
+
+    fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        let offset = usize::try_from(offset).expect("checked at the bdev border");
+        assert!(offset <= self.len && len <= self.len - offset, "checked at the bdev border");
+        // SAFETY: the offset lies within the mapping, asserted above.
+        unsafe { self.ptr.as_ptr().add(offset) }
+    }
+
+    /// Copy out. Panics when the range leaves the region.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) {
+        let source = self.at(offset, buf.len());
+        // SAFETY: `source` is valid for the length; `buf` is ours alone and no part of the region.
+        unsafe { std::ptr::copy_nonoverlapping(source, buf.as_mut_ptr(), buf.len()) }
+    }
+
+    /// Copy in. Panics when the range leaves the region.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let target = self.at(offset, data.len());
+        // SAFETY: `target` is valid for the length; `data` is no part of the region.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) }
+    }
+
+    /// Zero a range, giving whole pages back to the kernel.
+    pub fn zero(&self, offset: u64, len: u64) {
+        const PAGE: u64 = 4096;
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(PAGE), end - end % PAGE);
+        if first >= last {
+            return self.fill_zero(offset, len);
+        }
+        self.fill_zero(offset, first - offset);
+        self.fill_zero(last, end - last);
+        let target = self.at(first, (last - first) as usize);
+        // SAFETY: whole pages of our own private mapping; they read as zeros afterwards.
+        let result = unsafe { libc::madvise(target.cast(), (last - first) as usize, libc::MADV_DONTNEED) };
+        if result < 0 {
+            self.fill_zero(first, last - first);
+        }
+    }
+
+    fn fill_zero(&self, offset: u64, len: u64) {
+        let target = self.at(offset, len as usize);
+        // SAFETY: `target` is valid for the length.
+        unsafe { std::ptr::write_bytes(target, 0, len as usize) }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nobody holds a pointer into it any more.
+        let _ = unsafe { libc::munmap(self.ptr.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_clears_exactly_its_range() {
+        let memory = SharedMemory::new(64 << 10).expect("mmap");
+        memory.write(0, &vec![7u8; 64 << 10]);
+        memory.zero(100, 20_000);
+        let mut all = vec![0u8; 64 << 10];
+        memory.read(0, &mut all);
+        for (index, &byte) in all.iter().enumerate() {
+            assert_eq!(byte, if (100..20_100).contains(&index) { 0 } else { 7 }, "at {index}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! io_uring behind a safe face: whatever the kernel may still touch is owned here until its completion.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use slab::Slab;
+
+use super::op::{Completion, Op};
+
+const ENTRIES: u32 = 512;
+/// user_data of completions that nobody waits for.
+const IGNORED: u64 = u64::MAX;
+
+/// IORING_ENTER_GETEVENTS of io_uring_enter(2).
+const ENTER_GETEVENTS: u32 = 1;
+
+/// Longest transfer of one submission in bytes, a multiple of every block size; the rest is a short transfer.
+const MAX_TRANSFER: u32 = 1 << 30;
+
+/// What a submission was for; `T` says whom to tell.
+enum InFlight<T> {
+    Op(Op, T),
+    Poll(T),
+    /// A poll that was cancelled; its completion is still to come.
+    Forgotten,
+}
+
+/// A completed submission.
+pub enum Event<T> {
+    Op(Completion, T),
+    /// The descriptor is ready (or broken).
+    Poll(T),
+}
+
+/// A ring and everything that is in flight on it. Used by the thread that made it.
+pub struct Ring<T> {
+    ring: IoUring,
+    in_flight: Slab<InFlight<T>>,
+    ops: usize,
+    /// With DEFER_TASKRUN completions appear only when the ring is entered.
+    deferred: bool,
+}
+
+impl<T> Ring<T> {
+    /// Make a ring; newer set-up flags are left out where the kernel does not know them.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) says: EPERM or ENOSYS where io_uring is not allowed.
+    pub fn new() -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.setup_clamp().setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag();
+        let (ring, deferred) = match builder.build(ENTRIES) {
+            Ok(ring) => (ring, true),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => (IoUring::new(ENTRIES)?, false),
+            Err(error) => return Err(error),
+        };
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        Ok(Self { ring, in_flight: Slab::with_capacity(256), ops: 0, deferred })
+    }
+
+    /// Storage operations that the kernel has not finished.
+    pub fn ops_in_flight(&self) -> usize {
+        self.ops
+    }
+
+    /// Start `op`; its memory stays here until the completion.
+    pub fn start(&mut self, op: Op, tag: T) {
+        self.ops += 1;
+        let key = self.in_flight.insert(InFlight::Op(op, tag));
+        let InFlight::Op(op, _) = &mut self.in_flight[key] else { unreachable!("just inserted") };
+        let entry = entry_of(op).user_data(key as u64);
+        self.push(entry);
+    }
+
+    /// Tell once when `fd` is readable (or writable). The caller keeps `fd` open until then, or cancels.
+    pub fn poll(&mut self, fd: RawFd, writable: bool, tag: T) -> usize {
+        let events = if writable { libc::POLLOUT } else { libc::POLLIN | libc::POLLRDHUP };
+        let key = self.in_flight.insert(InFlight::Poll(tag));
+        self.push(opcode::PollAdd::new(types::Fd(fd), events as u32).build().user_data(key as u64));
+        key
+    }
+
+    /// Take a poll back; nothing is told for it any more.
+    pub fn cancel_poll(&mut self, key: usize) {
+        if let Some(slot @ InFlight::Poll(_)) = self.in_flight.get_mut(key) {
+            *slot = InFlight::Forgotten;
+            self.push(opcode::PollRemove::new(key as u64).build().user_data(IGNORED));
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        loop {
+            // SAFETY: the memory and descriptors that the entry names are owned by `in_flight` (through the
+            // operation's buffers and shared file) until the completion, which `reap` waits for.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: let the kernel take what is there.
+            if let Err(error) = self.ring.submit() {
+                assert!(is_retry(&error), "io_uring_enter: {error}");
+            }
+        }
+    }
+
+    /// Whether submissions wait to be told to the kernel.
+    pub fn has_unsubmitted(&mut self) -> bool {
+        !self.ring.submission().is_empty()
+    }
+
+    /// Submit, and let finished work appear, without waiting.
+    pub fn kick(&mut self) -> io::Result<()> {
+        let pending = self.ring.submission().len();
+        let flags = if self.deferred { ENTER_GETEVENTS } else { 0 };
+        if pending == 0 && !self.deferred {
+            return Ok(());
+        }
+        // SAFETY: no argument is passed, and entries in the queue are sound, see `push`.
+        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(pending as u32, 0, flags, None) };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if is_retry(&error) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Submit and wait for a completion, at most `timeout` (None: for ever).
+    pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let result = match timeout {
+            None => self.ring.submit_and_wait(1),
+            Some(timeout) => {
+                let spec = types::Timespec::from(timeout);
+                let args = types::SubmitArgs::new().timespec(&spec);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) if is_retry(&error) || error.raw_os_error() == Some(libc::ETIME) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Take the completions that have appeared.
+    pub fn reap(&mut self, events: &mut Vec<Event<T>>) {
+        let in_flight = &mut self.in_flight;
+        for cqe in self.ring.completion() {
+            let key = cqe.user_data();
+            if key == IGNORED {
+                continue;
+            }
+            match in_flight.remove(key as usize) {
+                InFlight::Op(op, tag) => {
+                    self.ops -= 1;
+                    let result = usize::try_from(cqe.result()).map_err(|_| io::Error::from_raw_os_error(-cqe.result()));
+                    events.push(Event::Op(Completion { result, op }, tag));
+                }
+                InFlight::Poll(tag) => events.push(Event::Poll(tag)),
+                InFlight::Forgotten => {}
+            }
+        }
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    /// Wait for what the kernel still works on: its memory must not go before.
+    fn drop(&mut self) {
+        let mut events = Vec::new();
+        while self.ops > 0 {
+            if self.wait(None).is_err() {
+                // The kernel may still write into these buffers: leaking them is the only safe way out.
+                std::mem::forget(std::mem::take(&mut self.in_flight));
+                return;
+            }
+            self.reap(&mut events);
+            events.clear();
+        }
+    }
+}
+
+fn is_retry(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
+}
+
+fn entry_of(op: &mut Op) -> squeue::Entry {
+    match op {
+        Op::Read { file, offset, buf, start } => {
+            let rest = &mut buf[*start..];
+            let len = u32::try_from(rest.len()).unwrap_or(MAX_TRANSFER);
+            opcode::Read::new(types::Fd(file.raw_fd()), rest.as_mut_ptr(), len).offset(*offset).build()
+        }
+        Op::Write { file, offset, data, dsync } => {
+            let len = u32::try_from(data.len()).unwrap_or(MAX_TRANSFER);
+            let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+            opcode::Write::new(types::Fd(file.raw_fd()), data.as_ptr(), len).offset(*offset).rw_flags(flags).build()
+        }
+        Op::Sync { file } => opcode::Fsync::new(types::Fd(file.raw_fd())).flags(types::FsyncFlags::DATASYNC).build(),
+        Op::Fallocate { file, mode, offset, len } => {
+            opcode::Fallocate::new(types::Fd(file.raw_fd()), *len).offset(*offset).mode(mode.bits()).build()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::buf::{IoBuf, IoData};
+    use super::super::file::{OpenOptions, StorageFile};
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_write_then_a_read_through_the_ring() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("f");
+        std::fs::write(&path, [0u8; 8192]).expect("write");
+        let options = OpenOptions { write: true, ..OpenOptions::default() };
+        let file = Arc::new(StorageFile::open(&path, options).expect("open"));
+        let mut ring: Ring<u32> = Ring::new().expect("io_uring");
+        let data = IoData::new(IoBuf::from_slice(&[9; 4096]));
+        ring.start(Op::Write { file: Arc::clone(&file), offset: 4096, data, dsync: true }, 1);
+        let mut events = Vec::new();
+        ring.wait(None).expect("wait");
+        ring.reap(&mut events);
+        assert!(matches!(&events[..], [Event::Op(Completion { result: Ok(4096), .. }, 1)]));
+        events.clear();
+        ring.start(Op::Read { file, offset: 4000, buf: IoBuf::new(200), start: 0 }, 2);
+        while events.is_empty() {
+            ring.wait(None).expect("wait");
+            ring.reap(&mut events);
+        }
+        let Some(Event::Op(Completion { result: Ok(200), op: Op::Read { buf, .. } }, 2)) = events.pop() else {
+            panic!("a full read")
+        };
+        assert_eq!((buf[95], buf[96]), (0, 9));
+    }
+
+    #[test]
+    fn a_cancelled_poll_is_silent() {
+        let bell = super::super::eventfd::EventFd::new().expect("eventfd");
+        let mut ring: Ring<u32> = Ring::new().expect("io_uring");
+        let key = ring.poll(bell.raw_fd(), false, 5);
+        ring.cancel_poll(key);
+        bell.signal();
+        ring.wait(Some(Duration::from_millis(50))).expect("wait");
+        let mut events = Vec::new();
+        ring.reap(&mut events);
+        assert!(events.is_empty());
+    }
+}
