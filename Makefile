@@ -12,7 +12,7 @@ help: ## this list
 
 demo: ## the main job on a real disk image; leaves a daemon to try things on (ONCE=1: ends by itself)
 	@$(SETUP) demo
-	@$(ENV) exec python scripts/demo.py $(if $(ONCE),--once)
+	@$(ENV) exec python -m demo $(if $(ONCE),--once)
 
 test: ## everything: linters, Rust tests, Python tests, end-to-end tests on both I/O engines
 	@$(SETUP) test

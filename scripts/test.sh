@@ -40,7 +40,7 @@ lint() {
     check "ruff check" . ruff check .
     check "ruff format" . ruff format --check .
     # shellcheck disable=SC2046
-    check "mypy strict" . mypy $(ls -d ubi_rpc scripts tests bench conftest.py 2>/dev/null)
+    check "mypy strict" . mypy $(ls -d ubi_rpc scripts demo tests bench conftest.py 2>/dev/null)
     check "rustfmt" . cargo fmt --manifest-path native/Cargo.toml --all --check
     check "clippy" . cargo clippy --manifest-path native/Cargo.toml --locked --workspace --all-targets -- -D warnings
 }
