@@ -1,15 +1,59 @@
-"""SPDK's envelope rules around jsonrpcserver's method table (skeleton: the interface is final)."""
+"""From a parsed request to the bytes of its answer: SPDK's envelope around jsonrpcserver's method table.
+
+jsonrpcserver looks a method up, calls it and guards the call; its own envelope differs from SPDK's in
+nearly every member, so it sees one call at a time, with an id of ours, without validator or text.
+This is the only module that imports it.
+
+Source: SPDK lib/jsonrpc/jsonrpc_server.c, lib/rpc/rpc.c (jsonrpc_handler: lookup, then state, then params).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import inspect
+import logging
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Final
 
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.rpc.decode import decode_params
+from ubi_rpc.rpc.encoding import encode
+from ubi_rpc.rpc.envelope import NULL_ID, InvalidRequestError, clip, parse_request
 from ubi_rpc.rpc.method import Method, State
-from ubi_rpc.rpc.session import Session
+from ubi_rpc.rpc.session import Session, current_session
+from ubi_rpc.rpc.wire_errors import (
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    METHOD_NOT_FOUND,
+    TOO_EARLY,
+    TOO_LATE,
+    WireError,
+    from_ubi_error,
+)
+
+with warnings.catch_warnings():
+    # jsonrpcserver 5.0.9 reads its schema with importlib.resources.read_text, deprecated on 3.11 and 3.12.
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    from jsonrpcserver import Error, Result, Success, async_dispatch
+    from jsonrpcserver.codes import ERROR_METHOD_NOT_FOUND
+
+logger = logging.getLogger(__name__)
+
+MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
+"""Length of one answer, or of a batch's. Source: SPDK_JSONRPC_SEND_BUF_SIZE_MAX."""
 
 
 class Dispatcher:
-    """Calls methods. `state` is asked at each call; `allowed` hides every other method."""
+    """Calls methods for clients and for configuration files.
+
+    Args:
+        methods: all of them; names are unique.
+        services: handed to every handler.
+        state: gives the present state, STARTUP or RUNTIME; asked at each call.
+        allowed: names that may be called; any other is answered as if it did not exist. None: all.
+    """
 
     def __init__(
         self,
@@ -19,21 +63,156 @@ class Dispatcher:
         state: Callable[[], State],
         allowed: frozenset[str] | None = None,
     ) -> None:
-        raise NotImplementedError
+        names = [method.name for method in methods]
+        if len(set(names)) != len(names):
+            raise ValueError(f"methods with the same name: {sorted({n for n in names if names.count(n) > 1})}")
+        self._services = services
+        self._state = state
+        self._methods = {method.name: method for method in methods if allowed is None or method.name in allowed}
+        self._table = {name: self._guard(method) for name, method in self._methods.items()}
 
     @property
     def methods(self) -> Mapping[str, Method]:
         """The methods that can be called, by name, in the order given."""
-        raise NotImplementedError
+        return self._methods
 
     def method_names(self, *, current: bool = False) -> list[str]:
-        """Names for rpc_get_methods; `current`: only those legal in the present state."""
-        raise NotImplementedError
+        """Give the names for rpc_get_methods; `current`: only those legal in the present state."""
+        return [name for name, method in self._methods.items() if not current or self._state() in method.states]
 
     async def handle(self, value: object, session: Session) -> bytes | None:
-        """Answer one parsed request or batch; None when nothing is to be sent."""
-        raise NotImplementedError
+        """Answer one parsed value: a request, a batch, or something that is neither.
+
+        Args:
+            value: as `json_parser` gives it.
+            session: the connection it came from.
+
+        Returns:
+            The answer's bytes with their newline; None when nothing is to be sent.
+        """
+        current_session.set(session)
+        text = await (self._batch(value, session) if isinstance(value, list) else self._answer(value, session))
+        return None if text is None else text.encode("ascii") + b"\n"
 
     async def call(self, name: str, params: object) -> object:
-        """Call for a configuration file: same decoding and states. Raises WireError (code, message, detail)."""
-        raise NotImplementedError
+        """Call a method for a configuration file: the same lookup, states, decoding and errors.
+
+        Args:
+            name: the method.
+            params: parsed or plain members; None when absent.
+
+        Raises:
+            WireError: `code` and `message` as a client would get them, and `detail`.
+        """
+        request = {"jsonrpc": "2.0", "method": name, "params": [params], "id": 0}
+        response: Any = await async_dispatch(
+            request, methods=self._table, deserializer=_same, validator=_same, serializer=_same
+        )
+        if "result" in response:
+            return response["result"]
+        error = response["error"]
+        if isinstance(error.get("data"), WireError):
+            raise error["data"]
+        if error["code"] == ERROR_METHOD_NOT_FOUND:
+            raise self._not_found(name)
+        raise WireError(
+            INTERNAL_ERROR, ErrorKind.INTERNAL, f"{name} failed unexpectedly; the daemon's log has the cause"
+        )
+
+    def _not_found(self, name: str) -> WireError:
+        close = get_close_matches(name[:64], self._methods, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "rpc_get_methods lists those that do"
+        return WireError(METHOD_NOT_FOUND, ErrorKind.NOT_FOUND, f"method {clip(name)} does not exist; {hint}")
+
+    def _guard(self, method: Method) -> Callable[[object], Awaitable[Result]]:
+        """Make the table's entry for a method: state, decoding, the handler, and our errors as its result.
+
+        Any other exception is jsonrpcserver's to log, with its traceback, and to answer as an internal error.
+        """
+
+        async def guarded(params: object) -> Result:
+            try:
+                self._check_state(method)
+                model = decode_params(method, params)
+                return Success(await method.handler(self._services, model))
+            except WireError as error:
+                return Error(error.code, error.message, error)
+            except UbiError as error:
+                wire = from_ubi_error(error, method.failure_code)
+                return Error(wire.code, wire.message, wire)
+
+        # jsonrpcserver binds the arguments at each call; with this it need not inspect the function again.
+        guarded.__signature__ = inspect.signature(guarded)  # type: ignore[attr-defined]
+        return guarded
+
+    def _check_state(self, method: Method) -> None:
+        if self._state() not in method.states:
+            wire = TOO_EARLY if State.RUNTIME in method.states else TOO_LATE
+            raise WireError(wire, ErrorKind.INVALID_STATE, f"{method.name}: {wire[1]}")
+
+    async def _answer(self, value: object, session: Session) -> str | None:
+        """Give one request's answer as text; None for a notification that succeeded."""
+        try:
+            request = parse_request(value)
+        except InvalidRequestError as error:
+            return _error_text(error.wire, error.id_text, session, "-")
+        try:
+            result = await self.call(request.method, request.params)
+            if request.is_notification:
+                return None
+            return f'{{"jsonrpc":"2.0","id":{request.id_text},"result":{_encode(request.method, result)}}}'
+        except WireError as error:
+            return _error_text(error, request.id_text, session, request.method)
+
+    async def _batch(self, values: list[object], session: Session) -> str | None:
+        """Answer a batch: its elements start at once and are answered in the order in which they end."""
+        if not values:
+            return _error_text(
+                WireError(INVALID_REQUEST, ErrorKind.INVALID_PARAMS, "an empty batch"), NULL_ID, session, "-"
+            )
+        answers: list[str] = []
+        size_bytes = 0
+
+        async def answer(value: object) -> None:
+            nonlocal size_bytes
+            text = await self._answer(value, session)
+            if text is None:
+                return
+            if size_bytes + len(text) > MAX_ANSWER_BYTES:
+                text = _error_text(_too_large("batch"), NULL_ID, session, "-")
+            size_bytes += len(text)
+            answers.append(text)
+
+        async with asyncio.TaskGroup() as group:
+            for value in values:
+                group.create_task(answer(value))
+        return f"[{','.join(answers)}]" if answers else None
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _too_large(name: str) -> WireError:
+    return WireError(INTERNAL_ERROR, ErrorKind.UNSUPPORTED, f"{name}: the answer is over {MAX_ANSWER_BYTES} bytes")
+
+
+def _encode(name: str, result: object) -> str:
+    """Encode a handler's result; what has no JSON form is a fault of ours."""
+    try:
+        text = encode(result)
+    except (TypeError, ValueError, RecursionError) as error:
+        logger.exception("method=%s its result has no JSON form", name)
+        raise WireError(INTERNAL_ERROR, ErrorKind.INTERNAL, f"{name} gave a result that has no JSON form") from error
+    if len(text) > MAX_ANSWER_BYTES:
+        raise _too_large(name)
+    return text
+
+
+def _error_text(error: WireError, id_text: str, session: Session, name: str) -> str:
+    """Log a failure, once, and give its answer."""
+    logger.error("method=%s code=%d message=%r %s", clip(name), error.code, error.message, error.detail)
+    body: dict[str, object] = {"code": error.code, "message": error.message}
+    if session.error_data:
+        body["data"] = error.data
+    return f'{{"jsonrpc":"2.0","id":{id_text},"error":{encode(body)}}}'

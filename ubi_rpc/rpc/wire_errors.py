@@ -20,8 +20,10 @@ INTERNAL_ERROR = (-32603, "Internal error")
 TOO_EARLY = (-1, "Method may only be called after framework is initialized using framework_start_init RPC.")
 TOO_LATE = (
     -1,
-    "Method may only be called before framework is initialized. Use --wait-for-rpc command line parameter"
-    " and then issue this RPC before the framework_start_init RPC.",
+    (
+        "Method may only be called before framework is initialized. Use --wait-for-rpc command line parameter"
+        " and then issue this RPC before the framework_start_init RPC."
+    ),
 )
 
 
@@ -49,8 +51,13 @@ class WireError(Exception):
 
     @property
     def data(self) -> dict[str, object]:
-        """The opt-in `data` member of the error object."""
-        return {"kind": self.kind.value, "message": self.detail, "context": self.context}
+        """The opt-in `data` member of the error object; what has no JSON form in `context` is there as text."""
+        context = {key: value if _has_json_form(value) else str(value) for key, value in self.context.items()}
+        return {"kind": self.kind.value, "message": self.detail, "context": context}
+
+
+def _has_json_form(value: object) -> bool:
+    return value is None or isinstance(value, str | int)
 
 
 def from_ubi_error(error: UbiError, failure_code: int | None = None) -> WireError:

@@ -1,0 +1,199 @@
+"""One client of the socket: bytes in, requests started, answers out in the order in which they are ready.
+
+Owns the flow control of a connection. Every queue here has a bound: what is received but not parsed (one
+read), what is parsed but not answered (`MAX_IN_FLIGHT`, `MAX_IN_FLIGHT_BYTES`), what is answered but not
+taken by the client (`UNSENT_HIGH_WATER_BYTES`, `MAX_UNSENT_BYTES`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ubi_rpc.rpc.dispatch import MAX_ANSWER_BYTES, Dispatcher
+from ubi_rpc.rpc.framing import INCOMPLETE, JsonSyntaxError, request_parser
+from ubi_rpc.rpc.session import Session, answer_actions
+
+logger = logging.getLogger(__name__)
+
+MAX_IN_FLIGHT: Final = 1024
+"""Requests of one connection that have started and are not answered; an element of a batch is one."""
+
+MAX_IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
+"""Length of those requests together."""
+
+UNSENT_HIGH_WATER_BYTES: Final = 1024 * 1024
+"""With more answers than this unread by the client, no further request is read or started."""
+
+MAX_UNSENT_BYTES: Final = 2 * MAX_ANSWER_BYTES
+"""With more than this unread (requests started earlier go on answering) the connection is dropped."""
+
+
+class Owner(Protocol):
+    """What a connection needs of the server it belongs to."""
+
+    serving: bool
+    """False while requests have to wait."""
+
+    tasks: set[asyncio.Task[None]]
+    """Requests being handled, kept beyond their connection's life."""
+
+    def watch_hangup(self, connection: Connection) -> None:
+        """Call `connection.abort` when the client closes its end completely."""
+
+    def forget(self, connection: Connection) -> None:
+        """Free the connection's slot."""
+
+
+class Connection(asyncio.Protocol):
+    """Serves one client.
+
+    Args:
+        owner: the server.
+        dispatcher: answers the requests.
+    """
+
+    def __init__(self, owner: Owner, dispatcher: Dispatcher) -> None:
+        self._owner = owner
+        self._dispatcher = dispatcher
+        self._parser = request_parser()
+        self._transport: asyncio.Transport | None = None
+        self._session = Session()
+        self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._half_closed = False  # the client sends no more
+        self._refused = False  # nothing more is read: the stream is not JSON, or the server stops
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self.fd = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, with the client's identity as the kernel tells it."""
+        if not isinstance(transport, asyncio.Transport):
+            raise TypeError("a connection needs a stream")
+        self._transport = transport
+        transport.set_write_buffer_limits(high=UNSENT_HIGH_WATER_BYTES)
+        peer: socket.socket = transport.get_extra_info("socket")
+        self.fd = peer.fileno()
+        credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self._session.peer_pid, self._session.peer_uid, _gid = struct.unpack("3i", credentials)
+        self.advance()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes in; once the stream is refused they are dropped."""
+        if not self._refused:
+            self._parser.feed(data)
+            self.advance()
+
+    def eof_received(self) -> bool:
+        """Keep a half-closed connection until its requests are answered."""
+        self._half_closed = True
+        self.advance()
+        if self._transport is not None and not self._transport.is_closing():
+            self._owner.watch_hangup(self)
+        return True
+
+    def pause_writing(self) -> None:
+        """Start nothing while the client leaves its answers unread."""
+        self._drained.clear()
+
+    def resume_writing(self) -> None:
+        """Go on: the client has read."""
+        self._drained.set()
+        self.advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End. What is being handled goes on; its answers are dropped."""
+        logger.debug("peer_pid=%d connection closed error=%r", self._session.peer_pid, exc)
+        self._transport = None
+        self._drained.set()
+        self._owner.forget(self)
+
+    def finish(self) -> None:
+        """Read nothing more; close when what has started is answered and sent."""
+        self._refused = True
+        self.advance()
+
+    def abort(self) -> None:
+        """Close at once; unsent answers are lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def advance(self) -> None:
+        """Start what may start; then read on, wait, or close, whichever the state asks for."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        while not self._refused and not self._blocked:
+            if not self._start_next():
+                break
+        blocked = self._blocked
+        if self._refused or (self._half_closed and not blocked):
+            if self._in_flight == 0:
+                transport.close()
+        elif self._half_closed:
+            pass  # asyncio has stopped reading by itself
+        elif blocked:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    @property
+    def _blocked(self) -> bool:
+        return (
+            not self._owner.serving
+            or self._in_flight >= MAX_IN_FLIGHT
+            or self._in_flight_bytes >= MAX_IN_FLIGHT_BYTES
+            or not self._drained.is_set()
+        )
+
+    def _start_next(self) -> bool:
+        """Start the next whole request received; false when there is none."""
+        try:
+            value = self._parser.next_value()
+        except JsonSyntaxError as error:
+            # A stream has no point to resume at. SPDK closes as well, but loses the answers still pending.
+            logger.error("peer_pid=%d closing connection: bad request: %s", self._session.peer_pid, error)
+            self._refused = True
+            return False
+        if value is INCOMPLETE:
+            return False
+        count = max(len(value), 1) if isinstance(value, list) else 1
+        size_bytes = self._parser.last_size_bytes
+        self._in_flight += count
+        self._in_flight_bytes += size_bytes
+        task = asyncio.get_running_loop().create_task(self._serve(value, count, size_bytes))
+        self._owner.tasks.add(task)
+        task.add_done_callback(self._owner.tasks.discard)
+        return True
+
+    async def _serve(self, value: object, count: int, size_bytes: int) -> None:
+        """Answer one request or batch."""
+        actions: list[Callable[[], None]] = []
+        answer_actions.set(actions)
+        try:
+            # A burst is started before the first of its answers fills the client's socket.
+            await self._drained.wait()
+            self._send(await self._dispatcher.handle(value, self._session))
+        except Exception:
+            logger.exception("peer_pid=%d a request ended without an answer", self._session.peer_pid)
+        finally:
+            self._in_flight -= count
+            self._in_flight_bytes -= size_bytes
+            for action in actions:
+                action()
+            self.advance()
+
+    def _send(self, answer: bytes | None) -> None:
+        """Hand an answer to the socket; nobody is there to take it once the client is gone."""
+        transport = self._transport
+        if answer is None or transport is None or transport.is_closing():
+            return
+        transport.write(answer)
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            logger.warning("peer_pid=%d dropping a client that does not read", self._session.peer_pid)
+            transport.abort()
