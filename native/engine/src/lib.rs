@@ -2,6 +2,7 @@
 //!
 //! - [`bdev`]: block devices behind one trait, the ubi overlay among them
 //! - [`image`]: where a ubi bdev's initial content comes from
+//! - [`events`]: what operators are told
 //! - [`frontend`]: how clients reach a bdev
 //! - [`reactor`]: the event loops and the asynchronous storage operations
 //! - [`sys`]: the only code with `unsafe`: system calls, aligned memory, io_uring
@@ -11,6 +12,7 @@
 
 pub mod bdev;
 pub mod error;
+pub mod events;
 pub mod frontend;
 pub mod image;
 pub mod reactor;

@@ -356,6 +356,25 @@ pub async fn sleep_until(deadline: Instant) {
     .await;
 }
 
+/// What ended first.
+pub enum Either<A, B> {
+    Left(A),
+    Right(B),
+}
+
+/// Run both until one ends; the other is dropped.
+pub async fn race<A, B>(left: impl Future<Output = A>, right: impl Future<Output = B>) -> Either<A, B> {
+    let mut left = std::pin::pin!(left);
+    let mut right = std::pin::pin!(right);
+    std::future::poll_fn(move |context| {
+        if let Poll::Ready(value) = left.as_mut().poll(context) {
+            return Poll::Ready(Either::Left(value));
+        }
+        right.as_mut().poll(context).map(Either::Right)
+    })
+    .await
+}
+
 /// Run every future to its end, at once, and return their results in order.
 pub async fn join_all<T>(futures: Vec<crate::bdev::LocalFuture<'_, T>>) -> Vec<T> {
     let mut slots: Vec<(Option<crate::bdev::LocalFuture<'_, T>>, Option<T>)> =

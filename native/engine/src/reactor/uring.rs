@@ -23,7 +23,12 @@ pub struct UringBackend {
     events: RefCell<Vec<Event<Tag>>>,
     doorbell: Arc<Doorbell>,
     doorbell_armed: Cell<bool>,
+    /// Calls of `poll` since the kernel was last entered.
+    quiet_polls: Cell<u32>,
 }
+
+/// A reactor that never sleeps enters the ring at least every so many turns, to see its sockets' readiness.
+const QUIET_POLLS_MAX: u32 = 4;
 
 impl UringBackend {
     pub fn new(doorbell: Arc<Doorbell>) -> Result<Self> {
@@ -33,6 +38,7 @@ impl UringBackend {
             events: RefCell::new(Vec::with_capacity(256)),
             doorbell,
             doorbell_armed: Cell::new(false),
+            quiet_polls: Cell::new(0),
         })
     }
 
@@ -74,8 +80,10 @@ impl Backend for UringBackend {
     fn poll(&self) {
         {
             let mut ring = self.ring.borrow_mut();
-            // Polls alone can wait for the sleep that follows; storage must start now and its results be seen.
-            if ring.ops_in_flight() > 0 {
+            // Polls alone can wait a little; storage must start now and its results be seen.
+            self.quiet_polls.set(self.quiet_polls.get() + 1);
+            if ring.ops_in_flight() > 0 || self.quiet_polls.get() >= QUIET_POLLS_MAX {
+                self.quiet_polls.set(0);
                 ring.kick().unwrap_or_else(|error| panic!("io_uring_enter: {error}"));
             }
         }
