@@ -1,8 +1,11 @@
-"""ubi_rpc_set_options: how this connection wants its answers."""
+"""What SPDK's error objects leave unsaid: asked for beforehand (a `data` member), or afterwards.
+
+SPDK's clients see neither unless they ask.
+"""
 
 from __future__ import annotations
 
-from ubi_rpc.params import Params
+from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, INVALID_PARAMETERS, Method
 from ubi_rpc.rpc.session import current_session
 
@@ -24,6 +27,12 @@ async def ubi_rpc_set_options(_services: object, params: SetOptionsParams) -> bo
     return True
 
 
+async def ubi_rpc_get_last_error(_services: object, _params: NoParams) -> dict[str, object] | None:
+    """Return {kind, message, context} of the last error on this connection, or null."""
+    session = current_session.get()
+    return None if session is None else session.last_error
+
+
 METHODS = (
     Method(
         name="ubi_rpc_set_options",
@@ -31,5 +40,12 @@ METHODS = (
         handler=ubi_rpc_set_options,
         states=ANY_STATE,
         decode_error=INVALID_PARAMETERS,
+    ),
+    Method(
+        name="ubi_rpc_get_last_error",
+        params=NoParams,
+        handler=ubi_rpc_get_last_error,
+        states=ANY_STATE,
+        decode_error=(-32602, "ubi_rpc_get_last_error requires no parameters"),
     ),
 )

@@ -147,8 +147,11 @@ class Dispatcher:
 
     def _check_state(self, method: Method) -> None:
         if self._state() not in method.states:
-            wire = TOO_EARLY if State.RUNTIME in method.states else TOO_LATE
-            raise WireError(wire, ErrorKind.INVALID_STATE, f"{method.name}: {wire[1]}")
+            if State.RUNTIME in method.states:
+                wire, reason = TOO_EARLY, "the framework is not initialized yet; call framework_start_init first"
+            else:
+                wire, reason = TOO_LATE, "the framework is initialized already"
+            raise WireError(wire, ErrorKind.INVALID_STATE, f"{method.name}: {reason}")
 
     async def _answer(self, value: object, session: Session) -> str | None:
         """Give one request's answer as text; None for a notification that succeeded."""
@@ -213,6 +216,7 @@ def _error_text(error: WireError, id_text: str, session: Session, name: str) -> 
     """Log a failure, once, and give its answer."""
     logger.error("method=%s code=%d message=%r %s", clip(name), error.code, error.message, error.detail)
     body: dict[str, object] = {"code": error.code, "message": error.message}
+    session.last_error = error.data
     if session.error_data:
-        body["data"] = error.data
+        body["data"] = session.last_error
     return f'{{"jsonrpc":"2.0","id":{id_text},"error":{encode(body)}}}'

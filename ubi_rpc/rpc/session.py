@@ -20,11 +20,13 @@ class Session:
         error_data: errors carry a `data` member {kind, message, context}; off until the client asks.
         peer_pid: process id of the client when it connected, 0 when unknown.
         peer_uid: user id of the client when it connected, -1 when unknown.
+        last_error: what the `data` of the connection's last error says, sent or not.
     """
 
     error_data: bool = False
     peer_pid: int = 0
     peer_uid: int = -1
+    last_error: dict[str, object] | None = None
 
 
 current_session: ContextVar[Session | None] = ContextVar("current_session", default=None)

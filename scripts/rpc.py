@@ -1,0 +1,717 @@
+#!/usr/bin/env python3
+"""Call a JSON-RPC method of a running daemon: SPDK's rpc.py for ubi_rpc, in one file.
+
+Standard library only, Python 3.10 or newer: copy it anywhere. Flags, output and exit codes are those of SPDK's
+scripts/rpc.py, so it drives SPDK as well, and SPDK's own drives this daemon.
+
+Exit codes: 0 done; 1 the server refused, or cannot be reached; 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT_ADDRESS = "/var/tmp/spdk.sock"  # noqa: S108
+DEFAULT_PORT = 5260
+DEFAULT_TIMEOUT_S = 60.0
+CONNECT_RETRY_S = 0.2
+EXPLAIN_TIMEOUT_S = 1.0  # how long a failed call waits for the daemon's explanation
+
+Params = dict[str, Any]
+
+
+class RpcError(Exception):
+    """A call failed. `str()` is what SPDK's client prints; `hint` is what the daemon adds, if it does."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def out(text: str) -> None:
+    """Print a line on stdout, at once when a program reads along."""
+    sys.stdout.write(text + "\n")
+
+
+def err(text: str) -> None:
+    """Print a line on stderr."""
+    sys.stderr.write(text + "\n")
+
+
+# How an answer is shown.
+
+
+def show_nothing(_answer: Any) -> None:
+    """Print nothing: the exit code says it."""
+
+
+def show_name(answer: Any) -> None:
+    """Print a name bare, anything else as JSON."""
+    out(json.dumps(answer, indent=2).strip('"'))
+
+
+def show_json(answer: Any) -> None:
+    """Print indented JSON."""
+    out(json.dumps(answer, indent=2))
+
+
+# The commands.
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a command: its flags (or its one name) and what argparse takes."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def arg(*flags: str, **options: Any) -> Argument:
+    """Make an `Argument`."""
+    return Argument(flags, options)
+
+
+def switch(*flags: str, **options: Any) -> Argument:
+    """Make a flag that is always sent, as SPDK's client does, false when it is not given."""
+    return Argument(flags, {"action": "store_true", **options})
+
+
+def if_given(*flags: str, const: Any, **options: Any) -> Argument:
+    """Make a flag that sends `const` when it is given and nothing otherwise."""
+    return Argument(flags, {"action": "store_const", "const": const, **options})
+
+
+@dataclass(frozen=True)
+class Command:
+    """A method as a command: its arguments are its parameters, in the order of `order` on the wire."""
+
+    name: str
+    help: str
+    show: Callable[[Any], None]
+    arguments: tuple[Argument, ...] = ()
+    one_of: tuple[Argument, ...] = ()  # exactly one of these is given
+    order: str = ""  # parameters as SPDK's client orders them, where that is not the arguments' order
+    prepare: Callable[[Params], None] = field(default=lambda _params: None)
+
+
+def size_to_blocks(params: Params) -> None:
+    """Replace total_size, in MiB, by num_blocks.
+
+    Raises:
+        RpcError: the number of blocks is undefined.
+    """
+    total_bytes = params.pop("total_size") * 1024 * 1024
+    try:
+        params["num_blocks"] = int(total_bytes // params["block_size"])
+    except (ArithmeticError, ValueError):
+        raise RpcError("total_size must be a finite number and block_size not 0") from None
+
+
+NAME = arg("name", help="Name of the block device")
+UUID = arg("-u", "--uuid", help="UUID of the bdev (optional)")
+SIGNALS = ["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1"]
+PROTECTION = (
+    arg("-m", "--md-size", type=int, help="Metadata size for this bdev. Default: 0"),
+    arg("-t", "--dif-type", type=int, choices=[0, 1, 2, 3], help="Protection information type. Default: 0"),
+    switch("-d", "--dif-is-head-of-md", help="Protection information is in the first 8 bytes of metadata"),
+    arg("-f", "--dif-pi-format", type=int, choices=[0, 1, 2], help="Protection information format. Default: 0"),
+)
+
+FRAMEWORK = (
+    Command("spdk_get_version", "Get the version", show_name),
+    Command(
+        "rpc_get_methods",
+        "Get list of supported RPC methods",
+        show_json,
+        (
+            switch("-c", "--current", help="Return only RPC methods callable in the current state"),
+            switch("-i", "--include-aliases", help="Include deprecated method aliases"),
+        ),
+    ),
+    Command("framework_start_init", "Start initialization of subsystems", show_nothing),
+    Command("framework_wait_init", "Block until subsystems have been initialized", show_nothing),
+    Command(
+        "spdk_kill_instance",
+        "Send signal to instance",
+        show_nothing,
+        (arg("sig_name", choices=SIGNALS, help="Signal to send"),),
+    ),
+)
+
+BDEV = (
+    Command(
+        "bdev_get_bdevs",
+        "Display current blockdev list or required blockdev",
+        show_json,
+        (
+            arg("-b", "--name", help="Name of the block device"),
+            arg("-t", "--timeout-ms", dest="timeout", type=int, help="Time in ms to wait for the bdev to appear"),
+        ),
+    ),
+    Command(
+        "bdev_aio_create",
+        "Add a bdev of a file or block device",
+        show_name,
+        (
+            arg("filename", help="Path to device or file"),
+            NAME,
+            arg("block_size", type=int, nargs="?", help="Block size; may be left out for block devices"),
+            switch("-r", "--readonly", help="Set this bdev as read-only"),
+            switch("--fallocate", help="Support unmap and write zeroes by fallocate"),
+            UUID,
+            switch("--no-wait", dest="nowait", help="Enable RWF_NOWAIT for block devices"),
+            arg("--cache", choices=["none", "writeback"], help="Page cache: none is O_DIRECT. Default: none"),
+        ),
+    ),
+    Command("bdev_aio_delete", "Delete an aio disk", show_nothing, (NAME,)),
+    Command(
+        "bdev_malloc_create",
+        "Create a bdev with malloc backend",
+        show_name,
+        (
+            arg("-b", "--name", help="Name of the bdev"),
+            UUID,
+            arg("total_size", type=float, help="Size in MB (float > 0)"),
+            arg("block_size", type=int, help="Data block size for this bdev"),
+            arg("-p", "--physical-block-size", type=int, help="Physical block size for this bdev"),
+            arg("-o", "--optimal-io-boundary", type=int, help="Split on optimal IO boundary, in blocks. Default: 0"),
+            *PROTECTION,
+            switch("-i", "--md-interleave", help="Metadata is interleaved if set, separate if omitted"),
+            arg("-n", "--numa-id", type=int, help="NUMA node to take the memory from. Default: -1, any"),
+        ),
+        order=(
+            "num_blocks block_size physical_block_size name uuid optimal_io_boundary md_size md_interleave dif_type"
+            " dif_is_head_of_md dif_pi_format numa_id"
+        ),
+        prepare=size_to_blocks,
+    ),
+    Command("bdev_malloc_delete", "Delete a malloc disk", show_nothing, (NAME,)),
+    Command(
+        "bdev_null_create",
+        "Add a bdev with null backend",
+        show_name,
+        (
+            NAME,
+            UUID,
+            arg("total_size", type=int, help="Size in MB (int > 0), data blocks only"),
+            arg("block_size", type=int, help="Data block size for this bdev"),
+            arg("-p", "--physical-block-size", type=int, help="Physical block size for this bdev"),
+            *PROTECTION,
+            arg("-a", "--preferred-write-alignment", type=int, help="Preferred write alignment in blocks"),
+            arg("-g", "--preferred-write-granularity", type=int, help="Preferred write granularity in blocks"),
+            arg("-s", "--optimal-write-size", type=int, help="Optimal write size in blocks"),
+            arg("-c", "--preferred-unmap-alignment", type=int, help="Preferred unmap alignment in blocks"),
+            arg("-r", "--preferred-unmap-granularity", type=int, help="Preferred unmap granularity in blocks"),
+        ),
+        order=(
+            "num_blocks block_size physical_block_size name uuid md_size dif_type dif_is_head_of_md dif_pi_format"
+            " preferred_write_alignment preferred_write_granularity optimal_write_size preferred_unmap_alignment"
+            " preferred_unmap_granularity"
+        ),
+        prepare=size_to_blocks,
+    ),
+    Command("bdev_null_delete", "Delete a null bdev", show_nothing, (NAME,)),
+)
+
+UBI_NAME = (
+    arg("name", nargs="?", default=argparse.SUPPRESS, help="Name of the ubi bdev"),
+    arg("-n", "--name", help="The same, as a flag"),
+)
+
+UBI = (
+    Command(
+        "bdev_ubi_create",
+        "Add a bdev that overlays an image on a base bdev, copying it when it is touched",
+        show_name,
+        (
+            arg("-n", "--name", required=True, help="Name of the new bdev"),
+            arg("-b", "--base-bdev", required=True, help="Bdev that holds the overlay"),
+            arg("-i", "--image-path", required=True, help="Raw image: a file or block device"),
+            arg("-s", "--stripe-size-kb", type=int, help="KiB copied at a time, 64 to 1024. Default: 1024"),
+            if_given("--no-sync", const=True, help="Answer a flush without making anything durable"),
+            if_given(
+                "--no-copy-on-read", dest="copy_on_read", const=False, help="Copy a stripe only when it is written"
+            ),
+            if_given("--no-directio", dest="directio", const=False, help="Read the image through the page cache"),
+            arg("--uuid", help="UUID of the bdev (optional)"),
+        ),
+    ),
+    Command("bdev_ubi_delete", "Delete a ubi bdev", show_nothing, one_of=UBI_NAME),
+    Command("bdev_ubi_get_status", "Show the state and progress of a ubi bdev", show_json, one_of=UBI_NAME),
+)
+
+NBD = (
+    Command(
+        "nbd_create_export",
+        "Offer a bdev over NBD",
+        show_json,
+        (
+            arg("bdev_name", help="Name of the bdev"),
+            arg("-n", "--export-name", help="Name that clients ask for. Default: the bdev's name"),
+            arg("--socket", help="Unix socket to listen on. Default: nbd.sock in the daemon's -S directory"),
+            arg("--address", help="HOST:PORT to listen on instead"),
+            if_given("--allow-plaintext", const=True, help="Let --address be one that other machines reach"),
+            if_given("-r", "--readonly", const=True, help="Clients may not write"),
+            if_given("--default", const=True, help="Serve clients that name no export"),
+            arg("--max-connections", type=int, help="Connections at once. Default: 0, no limit of its own"),
+            arg("--description", help="Text that clients see in the list of exports"),
+        ),
+    ),
+    Command(
+        "nbd_delete_export",
+        "Stop offering a bdev over NBD",
+        show_nothing,
+        one_of=(
+            arg("export_name", nargs="?", default=argparse.SUPPRESS, help="Name of the export"),
+            arg("-n", "--export-name", help="The same, as a flag"),
+        ),
+    ),
+    Command("nbd_get_exports", "Display the NBD exports", show_json),
+)
+
+COMMANDS = (*FRAMEWORK, *BDEV, *UBI, *NBD)
+
+
+def run_command(command: Command, args: argparse.Namespace) -> None:
+    """Call a command's method with its arguments and show the answer.
+
+    Raises:
+        RpcError: the call failed.
+    """
+    params = {key: getattr(args, key, None) for key in args.param_keys}
+    command.prepare(params)
+    order = command.order.split() or list(params)
+    given = {key: params[key] for key in order if params.get(key) is not None}
+    answer = args.client.call(command.name, given)
+    if args.client.answers:
+        command.show(answer)
+
+
+# The clients.
+
+
+class DryRunClient:
+    """Prints requests instead of sending them."""
+
+    answers = False
+
+    def __init__(self, *, batch: bool) -> None:
+        self._batch = batch
+        self._requests: list[Params] = []
+        self._last_id = 0
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """Make `client.method(name=...)` a call, as plugins write it."""
+        return lambda **params: self.call(method, {k: v for k, v in params.items() if v is not None})
+
+    def call(self, method: str, params: Params | None = None) -> None:
+        """Print the request, or keep it for the batch."""
+        self._last_id += 1
+        request = make_request(method, params, self._last_id)
+        if self._batch:
+            self._requests.append(request)
+        else:
+            out("Request:\n" + json.dumps(request, indent=2))
+
+    def send_batch(self) -> None:
+        """Print the batch."""
+        if self._requests:
+            out("Request:\n" + json.dumps(self._requests, indent=2))
+
+
+class Client:
+    """One connection to a daemon.
+
+    Args:
+        args: the global options.
+
+    Raises:
+        RpcError: there is no connection to be had.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._timeout_s = DEFAULT_TIMEOUT_S if args.rpc_timeout is None else args.rpc_timeout
+        self._batch = bool(args.batch_mode)
+        self._levels = {"ERROR": (), "INFO": ("INFO",), "DEBUG": ("INFO", "DEBUG")}[args.verbose]
+        self._requests: list[Params] = []
+        self._last_id = 0
+        self._received = b""
+        self.answers = not self._batch
+        self._socket = self._connect(args.server_addr, args.port, args.conn_retries)
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """Make `client.method(name=...)` a call, as plugins write it."""
+        return lambda **params: self.call(method, {k: v for k, v in params.items() if v is not None})
+
+    def call(self, method: str, params: Params | None = None) -> Any:
+        """Call a method and return its result; in batch mode, keep the call for `send_batch`.
+
+        Raises:
+            RpcError: it failed; the text is SPDK's.
+        """
+        if self._timeout_s <= 0:
+            raise RpcError(f"Timeout value is invalid: {self._timeout_s}\n")
+        self._last_id += 1
+        request = make_request(method, params, self._last_id)
+        if self._batch:
+            self._requests.append(request)
+            return None
+        try:
+            self._send(json.dumps(request, indent=2))
+            response = self._receive(self._timeout_s)
+        except ConnectionClosedError:
+            if method == "spdk_kill_instance":
+                return {}
+            raise
+        if not isinstance(response, dict) or not ("error" in response or "result" in response):
+            raise RpcError(f"Not an answer to a request:\n{json.dumps(response)[:1000]}\n")
+        if "error" in response:
+            raise RpcError(describe_failure(request, response["error"]), self._explain())
+        return response["result"]
+
+    def send_batch(self) -> None:
+        """Send the calls kept, and print their results.
+
+        Raises:
+            SystemExit: with 1 when any of them failed.
+        """
+        if not self._requests:
+            return
+        self._send(json.dumps(self._requests, indent=2))
+        responses = self._receive(self._timeout_s)
+        if not isinstance(responses, list):
+            raise RpcError(f"Expected batch response array, got: {type(responses)}")
+        errors = [response["error"] for response in responses if "error" in response]
+        for response in responses:
+            if response.get("result") is not None:
+                out(json.dumps(response["result"], indent=2))
+        for error in errors:
+            err(json.dumps(error, indent=2))
+        if errors:
+            raise SystemExit(1)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+    def _connect(self, address: str, port: int, retries: int) -> socket.socket:
+        for _ in range(retries):
+            with contextlib.suppress(OSError):
+                return self._connect_once(address, port)
+            time.sleep(CONNECT_RETRY_S)
+        try:
+            return self._connect_once(address, port)
+        except OSError as error:
+            raise RpcError(
+                f"Error while connecting to {address}\nIs SPDK application running?\nError details: {error}"
+            ) from error
+
+    def _connect_once(self, address: str, port: int) -> socket.socket:
+        family = address_family(address)
+        if family is None:
+            raise OSError(f"Invalid or non-existing address: '{address}'")
+        self._log("DEBUG", f"Trying to connect to {address}")
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            connection.connect(address if family == socket.AF_UNIX else (address, port))
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _send(self, text: str) -> None:
+        self._log("INFO", f"Requests:\n{text}\n")
+        self._requests = []
+        try:
+            self._socket.settimeout(self._timeout_s)
+            self._socket.sendall(text.encode())
+        except TimeoutError:
+            raise RpcError("Timeout while sending the request") from None
+        except OSError:
+            raise ConnectionClosedError("") from None
+
+    def _receive(self, timeout_s: float) -> Any:
+        """Wait for the next whole answer."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self._received[-1:] in (b"\n", b"}", b"]"):
+                try:
+                    text = self._received.decode()
+                    response, end = json.JSONDecoder().raw_decode(text.lstrip())
+                except ValueError:
+                    pass  # an answer that is not complete yet
+                else:
+                    self._received = text.lstrip()[end:].encode()
+                    self._log("INFO", f"response:\n{json.dumps(response, indent=2)}\n")
+                    return response
+            self._received += self._receive_some(deadline)
+
+    def _receive_some(self, deadline: float) -> bytes:
+        partial = self._received.decode(errors="replace")
+        remaining_s = deadline - time.monotonic()
+        try:
+            if remaining_s <= 0:
+                raise TimeoutError
+            self._socket.settimeout(remaining_s)
+            received = self._socket.recv(1 << 18)
+        except TimeoutError:
+            raise RpcError(f"Timeout while waiting for response:\n{partial}\n") from None
+        except OSError:
+            received = b""
+        if not received:
+            raise ConnectionClosedError(partial)
+        return received
+
+    def _explain(self) -> str:
+        """Ask our daemon what went wrong in its last answer; any other server has nothing to say."""
+        try:
+            self._send(json.dumps(make_request("ubi_rpc_get_last_error", None, self._last_id + 1)))
+            response = self._receive(min(self._timeout_s, EXPLAIN_TIMEOUT_S))
+            return str(response["result"]["message"])
+        except (RpcError, LookupError, TypeError):
+            return ""
+
+    def _log(self, level: str, text: str) -> None:
+        if level in self._levels:
+            err(f"{level}: {text}")
+
+
+class ConnectionClosedError(RpcError):
+    """The server closed the connection before the whole answer came."""
+
+    def __init__(self, partial: str) -> None:
+        super().__init__(f"Connection closed with partial response:\n{partial}\n")
+
+
+def make_request(method: str, params: Params | None, request_id: int) -> Params:
+    """Make the request object as SPDK's client makes it: empty params are left out.
+
+    Raises:
+        RpcError: an argument is not UTF-8, so that JSON cannot hold it.
+    """
+    request: Params = {"jsonrpc": "2.0", "method": method, "id": request_id}
+    if params:
+        request["params"] = params
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RpcError("an argument is not UTF-8") from None
+    return request
+
+
+def describe_failure(request: Params, error: Any) -> str:
+    """Return the text that SPDK's client prints for an error answer; programs parse it."""
+    call = {**request.get("params", {}), "method": request["method"], "req_id": request["id"]}
+    return "\n".join(
+        [
+            "request:",
+            json.dumps(call, indent=2),
+            "Got JSON-RPC error response",
+            "response:",
+            json.dumps(error, indent=2),
+        ]
+    )
+
+
+def address_family(address: str) -> socket.AddressFamily | None:
+    """Tell an IP address from a path that exists; None is neither."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError):
+            socket.inet_pton(family, address)
+            return family
+    return socket.AF_UNIX if os.path.exists(address) else None  # noqa: PTH110
+
+
+# The command line.
+
+
+class Parser(argparse.ArgumentParser):
+    """Suggests a command for one that does not exist."""
+
+    def error(self, message: str) -> Any:
+        """Print usage and fault on stderr and exit with 2."""
+        if "invalid choice: " in message and "choose from" in message:
+            from difflib import get_close_matches
+
+            bad, _, known = message.partition("invalid choice: ")[2].partition(" (choose from ")
+            close = get_close_matches(bad.strip("'"), known.rstrip(")").replace("'", "").split(", "), n=1)
+            if close:
+                message = f"{bad} not recognized, did you mean: {close[0]}?"
+        super().error(message)
+
+
+def create_parser() -> tuple[Parser, Any]:
+    """Make the parser, and the subparsers that plugins add to."""
+    parser = Parser(description="JSON-RPC command line interface", usage="%(prog)s [options]")
+    add = parser.add_argument
+    add("-s", dest="server_addr", default=DEFAULT_ADDRESS, help="RPC domain socket path or IP address")
+    add("-p", dest="port", type=int, default=DEFAULT_PORT, help="RPC port number (if server_addr is IP address)")
+    add("-t", dest="rpc_timeout", type=float, help="Seconds to wait for a response, a float. Default: 60.0")
+    add("-r", dest="conn_retries", type=int, default=0, help="Retry connecting N times every 0.2 s. Default: 0")
+    add("-v", dest="verbose", action="store_const", const="INFO", default="ERROR", help="Set verbose mode to INFO")
+    add("--verbose", dest="verbose", choices=["DEBUG", "INFO", "ERROR"], help="Set verbose level")
+    add("--dry-run", action="store_true", help="Display request and exit")
+    add(
+        "--server",
+        dest="is_server",
+        action="store_true",
+        help="Read command lines from stdin, each with its own connection; **STATUS=0 or **STATUS=1 ends each answer",
+    )
+    add(
+        "-b",
+        "--batch-mode",
+        action=argparse.BooleanOptionalAction,
+        help="Send the commands read from stdin as one JSON-RPC batch",
+    )
+    add("--plugin", dest="rpc_plugin", help="Module name of plugin with additional RPC commands")
+    subparsers = parser.add_subparsers(help="RPC methods", dest="called_rpc_name", metavar="", parser_class=Parser)
+    for command in COMMANDS:
+        add_command(subparsers, command)
+    return parser, subparsers
+
+
+def add_command(subparsers: Any, command: Command) -> None:
+    """Add one command's parser."""
+    parser = subparsers.add_parser(command.name, help=command.help, description=command.help)
+    keys = [parser.add_argument(*a.flags, **a.options).dest for a in command.arguments]
+    if command.one_of:
+        group = parser.add_mutually_exclusive_group(required=True)
+        keys += [group.add_argument(*a.flags, **a.options).dest for a in command.one_of]
+    parser.set_defaults(func=lambda args: run_command(command, args), param_keys=tuple(dict.fromkeys(keys)))
+
+
+def load_plugin(arguments: list[str], subparsers: Any, loaded: list[str]) -> None:
+    """Import the module that --plugin names, once, and let it add its commands."""
+    finder = argparse.ArgumentParser(add_help=False)
+    finder.add_argument("--plugin", dest="rpc_plugin")
+    name = finder.parse_known_args(arguments)[0].rpc_plugin
+    if name is None or name in loaded:
+        return
+    import importlib
+
+    try:
+        importlib.import_module(name).spdk_rpc_plugin_initialize(subparsers)
+        loaded.append(name)
+    except ModuleNotFoundError:
+        out(f"Module {name} not found")
+    except AttributeError:
+        out(f"Module {name} does not contain 'spdk_rpc_plugin_initialize' function")
+
+
+def execute_script(parser: Parser, client: Any, lines: Iterable[str], *, batch: bool) -> int:
+    """Run a command a line on one connection, up to the first that fails; `#` begins a comment line."""
+    import shlex
+
+    executed: list[str] = []
+    try:
+        for line in map(str.rstrip, lines):
+            if not line:
+                continue
+            executed.append(line)
+            if line.lstrip().startswith("#"):
+                continue
+            args = parser.parse_args(shlex.split(line))
+            if not hasattr(args, "func"):
+                raise RpcError("a line needs a command")
+            args.client = client
+            args.func(args)
+        if batch:
+            executed.clear()
+            client.send_batch()
+    except (RpcError, ValueError) as error:
+        out("Exception:")
+        if executed:
+            out("\n".join(executed) + " <<<")
+        report(error)
+        return 1
+    return 0
+
+
+def run_server(parser: Parser, subparsers: Any, plugins: list[str]) -> int:
+    """Run each line of stdin as a whole command line, with a connection of its own."""
+    import shlex
+
+    for line in sys.stdin:
+        status = 1
+        try:
+            arguments = shlex.split(line)
+            load_plugin(arguments, subparsers, plugins)
+            args = parser.parse_args(arguments)
+            if not hasattr(args, "func"):
+                raise RpcError("a line needs a command")
+            status = call_once(args)
+        except SystemExit:
+            pass  # argparse has said why
+        except (RpcError, ValueError) as error:
+            report(error)
+        out(f"**STATUS={status}")
+        sys.stdout.flush()
+    return 0
+
+
+def call_once(args: argparse.Namespace) -> int:
+    """Connect, run the command of `args`, close."""
+    args.client = Client(args)
+    try:
+        args.func(args)
+    finally:
+        args.client.close()
+    return 0
+
+
+def report(error: Exception) -> None:
+    """Print a failure: SPDK's text on stdout, the daemon's explanation on stderr."""
+    out(str(error))
+    if isinstance(error, RpcError) and error.hint:
+        sys.stdout.flush()
+        err(error.hint)
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the command line says and return the exit code."""
+    parser, subparsers = create_parser()
+    plugins: list[str] = []
+    load_plugin(arguments, subparsers, plugins)
+    args = parser.parse_args(arguments)
+    if sys.stdin is None or (sys.stdin.isatty() and not hasattr(args, "func") and not args.is_server):
+        parser.print_help()
+        return 1
+    if args.is_server:
+        return run_server(parser, subparsers, plugins)
+    try:
+        args.client = DryRunClient(batch=bool(args.batch_mode)) if args.dry_run else Client(args)
+        if hasattr(args, "func"):
+            args.func(args)
+            if args.batch_mode:
+                args.client.send_batch()
+            return 0
+    except RpcError as error:
+        report(error)
+        return 1
+    return execute_script(parser, args.client, sys.stdin, batch=bool(args.batch_mode))
+
+
+def main() -> int:
+    """Run as a program: no traceback for what a user or a server can cause."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
