@@ -31,16 +31,16 @@ check() {
     { "$@" 2>&1 && echo 0 >"$log.status" || echo $? >"$log.status"; } | tee "$log"
     status=$(cat "$log.status")
     rm -f "$log.status"
-    closing=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | grep -E "$pattern" | tail -n 1)
+    closing=$(sed 's/\x1b\[[0-9;]*m//g; s/^ *//' "$log" | grep -E "$pattern" | tail -n 1)
     if [ "$status" -eq 0 ]; then verdict=ok; else verdict=FAILED failed=1; fi
     printf '%-18s %-6s %4ds  %s\n' "$name" "$verdict" "$(($(date +%s) - began))" "$closing" >>"$summary"
 }
 
 lint() {
-    check "ruff check" . ruff check .
-    check "ruff format" . ruff format --check .
+    check "ruff check" "^(All checks|Found)" ruff check .
+    check "ruff format" "[0-9]+ files?" ruff format --check .
     # shellcheck disable=SC2046
-    check "mypy strict" . mypy $(ls -d ubi_rpc scripts demo tests bench conftest.py 2>/dev/null)
+    check "mypy strict" "^(Success|Found|There)" mypy $(ls -d ubi_rpc scripts demo tests bench conftest.py 2>/dev/null)
     check "rustfmt" . cargo fmt --manifest-path native/Cargo.toml --all --check
     check "clippy" . cargo clippy --manifest-path native/Cargo.toml --locked --workspace --all-targets -- -D warnings
 }
