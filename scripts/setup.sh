@@ -73,6 +73,8 @@ missing_packages() {
     /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo python3-libnbd
     have nbdkit || echo nbdkit
     have fio || echo fio
+    [ "$goal" != test ] || return 0
+    have qemu-storage-daemon || echo qemu-system-common
 }
 
 as_root_on_debian() { [ "$(id -u)" -eq 0 ] && have apt-get; }

@@ -128,9 +128,10 @@ class Engine:
     ) -> Bdev:
         """Open and lock a regular file or block device as a bdev.
 
-        Errors: not_found (ENOENT), invalid_params with EISDIR for a directory or EINVAL for a block size that is not 512 or a
-        larger power of two, does not divide the size or cannot be detected; busy, naming the holder, when another process keeps the lock for 30 s;
-        unsupported when `cache` is "none" and the file system has no O_DIRECT. Nothing stays open after a failure.
+        Errors: not_found (ENOENT); invalid_params with EISDIR for a directory, or with EINVAL for a block size that is
+        not 512 or a larger power of two, does not divide the size or cannot be detected; busy, naming the holder, when
+        another process keeps the lock for 30 s; unsupported when `cache` is "none" and the file system has no O_DIRECT.
+        Nothing stays open after a failure.
         """
     def create_malloc(self, *, name: str, num_blocks: int, block_size: int) -> Bdev: ...
     def create_null(self, *, name: str, num_blocks: int, block_size: int) -> Bdev: ...
