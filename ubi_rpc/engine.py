@@ -1,0 +1,268 @@
+"""The border to the native data plane: the only importer of `ubi_rpc._native`.
+
+Every native call that may wait runs in a bounded pool of threads, off the event loop, with the interpreter lock
+released by the native side. Its errors become `UbiError`s here, its events become log lines. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, IoEngine
+
+if TYPE_CHECKING:
+    from ubi_rpc import _native
+    from ubi_rpc._native import NbdExportInfo, UbiStatus
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BdevInfo:
+    """What a bdev is, fixed from its opening to its close. Fields as `_native.BdevInfo`."""
+
+    block_size: int
+    num_blocks: int
+    write_cache: bool
+    readonly: bool
+    unmap: bool
+    write_zeroes: bool
+    flush: bool
+    unmap_reads_zero: bool
+    survives: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size in bytes."""
+        return self.block_size * self.num_blocks
+
+
+def version() -> str:
+    """Return the product's version; the native module carries it."""
+    from ubi_rpc import _native
+
+    return _native.VERSION
+
+
+def error_kinds() -> list[str]:
+    """Return the native engine's error kinds, in its order."""
+    from ubi_rpc import _native
+
+    return list(_native.ERROR_KINDS)
+
+
+class Bdev:
+    """An open bdev of the engine. Made by `Engine`."""
+
+    __slots__ = ("_engine", "info", "native")
+
+    def __init__(self, engine: Engine, native: _native.Bdev, info: BdevInfo) -> None:
+        self._engine = engine
+        self.native = native
+        self.info = info
+
+    async def ubi_status(self) -> UbiStatus:
+        """Return progress and state of a ubi bdev; `UbiError` unsupported for the other kinds."""
+        return await self._engine.call(self.native.ubi_status)
+
+    async def close(self) -> None:
+        """Finish what is in flight, publish, sync, release locks and descriptors; idempotent.
+
+        Raises:
+            UbiError: io, the last sync failed; the descriptors are released all the same.
+        """
+        await self._engine.call(self.native.close)
+
+
+class NbdListener:
+    """A listening NBD socket of the engine. Made by `Engine`."""
+
+    __slots__ = ("_engine", "_native", "address")
+
+    def __init__(self, engine: Engine, native: _native.NbdListener) -> None:
+        self._engine = engine
+        self._native = native
+        self.address = native.address
+
+    async def add_export(
+        self, bdev: Bdev, *, name: str, readonly: bool, default: bool, max_connections: int, description: str
+    ) -> None:
+        """Offer `bdev` as `name` at once. max_connections 0: no limit of its own."""
+        await self._engine.call(
+            self._native.add_export,
+            name=name,
+            bdev=bdev.native,
+            readonly=readonly,
+            default=default,
+            max_connections=max_connections,
+            description=description,
+        )
+
+    async def remove_export(self, name: str) -> None:
+        """Refuse new clients, finish what is in flight, close the export's connections."""
+        await self._engine.call(self._native.remove_export, name)
+
+    async def exports(self) -> list[NbdExportInfo]:
+        """Return what the listener offers, with the number of connections of each."""
+        return await self._engine.call(self._native.exports)
+
+    async def close(self) -> None:
+        """Stop listening and remove the socket file. Exports must be gone first."""
+        await self._engine.call(self._native.close)
+
+
+class Engine:
+    """The data plane: nothing before `start`, nothing after `shutdown`."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=BLOCKING_CALLS, thread_name_prefix="engine")
+        self._started: _native.Engine | None = None
+        self._error_type: type[_native.EngineError] | tuple[()] = ()
+
+    async def start(self, *, cpus: tuple[int, ...] | None, reactors: int, io_engine: IoEngine) -> None:
+        """Load the native module, start its reactors and watch its events.
+
+        Args:
+            cpus: one reactor is pinned to each; None leaves `reactors` of them unpinned.
+            reactors: how many reactors run.
+            io_engine: how they do I/O.
+
+        Raises:
+            UbiError: the reactors cannot be started, for instance io_uring was demanded and is not allowed.
+        """
+        from ubi_rpc import _native
+
+        self._error_type = _native.EngineError
+        self._started = await self.call(
+            _native.Engine,
+            cpus=None if cpus is None else list(cpus),
+            reactors=reactors,
+            io_engine=io_engine,
+            memory_budget_bytes=MEMORY_BUDGET_BYTES,
+        )
+        asyncio.get_running_loop().add_reader(self._started.event_fd, self._log_events)
+
+    @property
+    def io_engine(self) -> str:
+        """How I/O is done: io_uring or threads."""
+        return self._running.io_engine
+
+    @property
+    def _running(self) -> _native.Engine:
+        if self._started is None:
+            raise AssertionError("the engine is not running")
+        return self._started
+
+    async def call(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a call that may wait off the event loop.
+
+        Raises:
+            UbiError: the engine refused; kind, message and errno are the engine's.
+        """
+        work = functools.partial(function, *args, **kwargs)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        except self._error_type as error:
+            raise _translated(error) from error
+
+    async def create_aio(
+        self,
+        *,
+        name: str,
+        path: str,
+        block_size: int | None,
+        readonly: bool,
+        cache: Literal["none", "writeback"],
+        fallocate: bool,
+    ) -> Bdev:
+        """Open and lock a regular file or block device as a bdev. Errors as `_native.Engine.create_aio`."""
+        return await self._open(
+            functools.partial(
+                self._running.create_aio,
+                name=name,
+                path=path,
+                block_size=block_size,
+                readonly=readonly,
+                cache=cache,
+                fallocate=fallocate,
+            )
+        )
+
+    async def create_malloc(self, *, name: str, num_blocks: int, block_size: int) -> Bdev:
+        """Make a bdev of zeroed memory."""
+        make = self._running.create_malloc
+        return await self._open(functools.partial(make, name=name, num_blocks=num_blocks, block_size=block_size))
+
+    async def create_null(self, *, name: str, num_blocks: int, block_size: int) -> Bdev:
+        """Make a bdev that drops writes and reads as zeros."""
+        make = self._running.create_null
+        return await self._open(functools.partial(make, name=name, num_blocks=num_blocks, block_size=block_size))
+
+    async def create_ubi(
+        self,
+        *,
+        name: str,
+        base: Bdev,
+        image_path: str,
+        stripe_size_kb: int,
+        no_sync: bool,
+        copy_on_read: bool,
+        directio: bool,
+    ) -> Bdev:
+        """Format `base` or open what is on it, as an overlay over the image. Nothing is written on an error."""
+        return await self._open(
+            functools.partial(
+                self._running.create_ubi,
+                name=name,
+                base=base.native,
+                image_path=image_path,
+                stripe_size_kb=stripe_size_kb,
+                no_sync=no_sync,
+                copy_on_read=copy_on_read,
+                directio=directio,
+            )
+        )
+
+    async def listen_nbd_unix(self, path: str) -> NbdListener:
+        """Listen for NBD clients on a Unix socket."""
+        return NbdListener(self, await self.call(self._running.listen_nbd_unix, path=path))
+
+    async def listen_nbd_tcp(self, host: str, port: int) -> NbdListener:
+        """Listen for NBD clients on TCP; port 0 takes a free one."""
+        return NbdListener(self, await self.call(self._running.listen_nbd_tcp, host=host, port=port))
+
+    async def shutdown(self) -> None:
+        """Stop the reactors and the threads. All listeners and bdevs must be closed. Idempotent."""
+        if self._started is not None:
+            await self.call(self._started.shutdown)
+            asyncio.get_running_loop().remove_reader(self._started.event_fd)
+            self._log_events()
+            self._started = None
+        self._pool.shutdown(wait=False)
+
+    async def _open(self, make: Callable[[], _native.Bdev]) -> Bdev:
+        def make_and_ask() -> tuple[_native.Bdev, BdevInfo]:
+            native = make()
+            return native, BdevInfo(**native.info())
+
+        native, info = await self.call(make_and_ask)
+        return Bdev(self, native, info)
+
+    def _log_events(self) -> None:
+        levels = logging.getLevelNamesMapping()
+        for level, subject, message in self._running.drain_events():
+            _log.log(levels.get(level.upper(), logging.WARNING), "object=%s event=%r", subject, message)
+
+
+def _translated(error: _native.EngineError) -> UbiError:
+    return UbiError(ErrorKind(error.kind), error.message, errno=error.errno)

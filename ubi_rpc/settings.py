@@ -1,0 +1,161 @@
+"""The command line and the daemon's limits, each with its unit and its reason.
+
+Reads nothing but argv and the environment; opens no file. `daemon` acts on what is decided here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DEFAULT_RPC_SOCKET = "/var/tmp/spdk.sock"  # noqa: S108  SPDK's own default: clients look there
+"""Source: SPDK include/spdk/rpc.h, SPDK_DEFAULT_RPC_ADDR."""
+
+MAX_UNPINNED_REACTORS = 4
+"""Without -m: more reactors than this only pay off when queues are spread by hand."""
+
+BLOCKING_CALLS = 32
+"""Threads for native calls that wait (opens, closes, drains). Each may wait 30 s for a file lock, so there are more
+than the daemon has CPUs; they cost nothing until used."""
+
+MEMORY_BUDGET_BYTES = 256 << 20
+"""Request payloads of all connections together; over it sockets are not read. Four 64 MiB requests."""
+
+STOP_TIMEOUT_S = 60.0
+"""A clean stop that storage holds up for longer than this ends at once instead; the crash promises then hold."""
+
+IoEngine = Literal["auto", "io_uring", "threads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the command line asked for.
+
+    Args:
+        rpc_socket: path of the JSON-RPC socket.
+        socket_dir: where frontends put their sockets when a call names none (-S).
+        state_dir: where volatile maps live.
+        cpus: one reactor is pinned to each; None leaves `reactors` of them unpinned.
+        reactors: how many reactors run.
+        config: SPDK JSON configuration to apply at start.
+        ignore_init_errors: a failing entry of the configuration is logged and skipped.
+        wait_for_rpc: stay in the STARTUP state until framework_start_init is called.
+        rpcs_allowed: the only methods that may be called; None allows all.
+        io_engine: how the engine does I/O.
+    """
+
+    rpc_socket: Path
+    socket_dir: Path
+    state_dir: Path
+    cpus: tuple[int, ...] | None
+    reactors: int
+    config: Path | None
+    ignore_init_errors: bool
+    wait_for_rpc: bool
+    rpcs_allowed: frozenset[str] | None
+    io_engine: IoEngine
+
+
+def parse_cpus(text: str) -> tuple[int, ...]:
+    """Read a CPU set: a hexadecimal mask (`0x3`, `3`) or a list (`[0,2-4]`).
+
+    Source: SPDK lib/env_dpdk, -m: "core mask (like 0xF) or core list of '[]' embraced".
+
+    Raises:
+        ValueError: it is neither, or it names no CPU.
+    """
+    text = text.strip()
+    cpus: set[int] = set()
+    if text.startswith("[") and text.endswith("]"):
+        for part in text[1:-1].split(","):
+            first, _, last = part.partition("-")
+            cpus.update(range(int(first), int(last or first) + 1))
+    else:
+        mask = int(text, 16)
+        if mask < 0:
+            raise ValueError("a mask is not negative")
+        cpus.update(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
+    if not cpus:
+        raise ValueError("no CPU in it")
+    return tuple(sorted(cpus))
+
+
+def default_state_dir(environ: dict[str, str], *, root: bool) -> Path:
+    """Where volatile maps live: systemd's STATE_DIRECTORY, else /var/lib/ubi_rpc as root, else the XDG state folder."""
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if root:
+        return Path("/var/lib/ubi_rpc")
+    home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    return Path(home) / "ubi_rpc"
+
+
+def _cpu_set(text: str) -> tuple[int, ...]:
+    try:
+        cpus = parse_cpus(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a CPU mask like 0x3 or a list like [0,1]: {error}"
+        ) from error
+    if missing := set(cpus) - os.sched_getaffinity(0):
+        names = ", ".join(str(cpu) for cpu in sorted(missing)[:8])
+        raise argparse.ArgumentTypeError(f"{text!r}: this process may not run on CPU {names}")
+    return cpus
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of ubi_tgt's command line; SPDK's spellings where SPDK has the option."""
+    options = argparse.ArgumentParser(
+        prog="ubi_tgt",
+        description="Writable block devices from images at once, driven by SPDK's JSON-RPC.",
+        allow_abbrev=False,
+    )
+    add = options.add_argument
+    add("-r", "--rpc-socket", metavar="SOCK", type=Path, default=Path(DEFAULT_RPC_SOCKET),
+        help="JSON-RPC Unix socket (default: %(default)s)")  # fmt: skip
+    add("-S", dest="socket_dir", metavar="DIR", type=Path, default=Path(),
+        help="directory of the frontends' sockets, nbd.sock among them (default: the current one)")  # fmt: skip
+    add("--state-dir", metavar="DIR", type=Path, default=None,
+        help="directory of what must survive the daemon but not the kernel (default: $STATE_DIRECTORY, "
+             "/var/lib/ubi_rpc as root, else the XDG state folder)")  # fmt: skip
+    add("-m", "--cpumask", metavar="MASK|[LIST]", type=_cpu_set, default=None,
+        help="one pinned reactor a CPU (default: min(4, CPUs) reactors, unpinned)")  # fmt: skip
+    add("-c", "--json", "--config", dest="config", metavar="FILE", type=Path, default=None,
+        help="SPDK JSON configuration to apply at start")  # fmt: skip
+    add("--json-ignore-init-errors", dest="ignore_init_errors", action="store_true",
+        help="log a failing entry of the configuration and go on")  # fmt: skip
+    add("--wait-for-rpc", action="store_true", help="wait for framework_start_init before the objects are made")
+    add("--rpcs-allowed", metavar="NAME,...", default=None, help="the only methods that may be called")
+    add("--io-engine", choices=("auto", "io_uring", "threads"), default="auto",
+        help="io_uring, a pool of threads where it is not allowed, or whichever works (default)")  # fmt: skip
+    add("-v", "--version", action="store_true", help="print the version and exit")
+    return options
+
+
+def parse(argv: list[str]) -> Settings | None:
+    """Turn a command line into settings; None when -v asked for the version alone.
+
+    Raises:
+        SystemExit: 2 for a bad option, 0 after -h, as argparse does and as SPDK does.
+    """
+    args = parser().parse_args(argv)
+    if args.version:
+        return None
+    cpus: tuple[int, ...] | None = args.cpumask
+    allowed: str | None = args.rpcs_allowed
+    state_dir: Path | None = args.state_dir
+    return Settings(
+        rpc_socket=args.rpc_socket,
+        socket_dir=args.socket_dir.absolute(),
+        state_dir=state_dir or default_state_dir(dict(os.environ), root=os.geteuid() == 0),
+        cpus=cpus,
+        reactors=len(cpus) if cpus else min(MAX_UNPINNED_REACTORS, len(os.sched_getaffinity(0))),
+        config=args.config,
+        ignore_init_errors=args.ignore_init_errors,
+        wait_for_rpc=args.wait_for_rpc,
+        rpcs_allowed=None if allowed is None else frozenset(name.strip() for name in allowed.split(",")),
+        io_engine=args.io_engine,
+    )
