@@ -1,0 +1,229 @@
+"""The NBD frontend: exports by name on shared listeners.
+
+Owns the listeners: one is opened with its first export and closed with its last. The protocol is the engine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from typing_extensions import override
+
+from ubi_rpc.engine import Bdev, BdevInfo, Engine, NbdListener
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.frontends.export import ANY_PORT, Export, ExportPlan, Frontend
+from ubi_rpc.params import Params, Text, UInt32
+
+MAX_STRING_BYTES = 4096
+"""Longest export name or description. Source: NBD proto.md, "Values": string length."""
+
+MAX_SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket: sun_path less its NUL. Source: unix(7)."""
+
+
+class NbdExportParams(Params):
+    """Parameters of nbd_create_export.
+
+    Args:
+        bdev_name: name or uuid of the bdev to offer.
+        export_name: what clients ask for; the bdev's name when left out, "" for the unnamed export.
+        socket: path of the Unix socket; nbd.sock in the -S directory when neither is given.
+        address: HOST:PORT to listen on instead; port 0 takes a free one. Loopback only, see allow_plaintext.
+        allow_plaintext: listen on an address that other machines reach, unencrypted and without authentication.
+        readonly: clients may not write; always so for a read-only bdev.
+        default: clients that name no export get this one, even beside others on its listener.
+        max_connections: 0 for no limit of its own.
+        description: shown to clients that list exports.
+    """
+
+    bdev_name: Text
+    export_name: Text | None = None
+    socket: Text | None = None
+    address: Text | None = None
+    allow_plaintext: bool = False
+    readonly: bool = False
+    default: bool = False
+    max_connections: UInt32 = 0
+    description: Text = ""
+
+
+@dataclass(slots=True, eq=False)
+class _Listener:
+    """A listener and its users; `gate` is held while it opens or closes."""
+
+    gate: asyncio.Lock = field(default_factory=asyncio.Lock)
+    native: NbdListener | None = None
+    users: int = 0
+
+
+class NbdFrontend(Frontend[NbdExportParams]):
+    """NBD exports.
+
+    Args:
+        engine: serves them.
+        socket_dir: where nbd.sock is, the listener of exports that name none.
+    """
+
+    name = "nbd"
+
+    def __init__(self, engine: Engine, socket_dir: Path) -> None:
+        self._engine = engine
+        self._socket_dir = socket_dir
+        self._listeners: dict[str, _Listener] = {}
+
+    @override
+    def plan(self, params: NbdExportParams, bdev_name: str, info: BdevInfo) -> ExportPlan:
+        """Decide name, listener and access; EINVAL for what cannot be, EPERM for plaintext beyond this machine."""
+        name = bdev_name if params.export_name is None else params.export_name
+        for what, text in (("export_name", name), ("description", params.description)):
+            if len(text.encode()) > MAX_STRING_BYTES:
+                raise UbiError(ErrorKind.INVALID_PARAMS, f"{what} is longer than NBD's {MAX_STRING_BYTES} bytes")
+        return ExportPlan(
+            name=name,
+            listener=self._plan_listener(params),
+            readonly=params.readonly or info.readonly,
+            default=params.default,
+            max_connections=params.max_connections,
+            description=params.description,
+        )
+
+    def _plan_listener(self, params: NbdExportParams) -> str:
+        if params.address is not None:
+            if params.socket is not None:
+                raise UbiError(ErrorKind.INVALID_PARAMS, "give socket or address, not both")
+            return plan_address(params.address, allow_plaintext=params.allow_plaintext)
+        path = os.path.normpath(self._socket_dir / (params.socket or "nbd.sock"))
+        if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+            raise UbiError(ErrorKind.INVALID_PARAMS, f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+        return path
+
+    @override
+    async def open(self, plan: ExportPlan, bdev: Bdev) -> Export:
+        """Open the listener if this is its first export, then add the export to it."""
+        async with AsyncExitStack() as undo:
+            key, listener = await self._acquire(plan.listener)
+            undo.push_async_callback(self._release, key)
+            await listener.add_export(
+                bdev,
+                name=plan.name,
+                readonly=plan.readonly,
+                default=plan.default,
+                max_connections=plan.max_connections,
+                description=plan.description,
+            )
+            undo.pop_all()
+        return NbdExport(self, key, listener, plan.name)
+
+    async def close_export(self, key: str, listener: NbdListener, name: str) -> None:
+        """Take an export away, and its listener when it was the last."""
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._release, key)
+            await listener.remove_export(name)
+
+    async def _acquire(self, where: str) -> tuple[str, NbdListener]:
+        if where.endswith(ANY_PORT):
+            native = await self._listen(where)
+            self._listeners[native.address] = _Listener(native=native, users=1)
+            return native.address, native
+        shared = self._listeners.setdefault(where, _Listener())
+        shared.users += 1
+        async with shared.gate:
+            try:
+                if shared.native is None:
+                    shared.native = await self._listen(where)
+            except UbiError:
+                self._forget(where, shared)
+                raise
+        return where, shared.native
+
+    async def _release(self, key: str) -> None:
+        shared = self._listeners[key]
+        async with shared.gate:
+            native = shared.native
+            if shared.users > 1 or native is None:
+                shared.users -= 1
+                return
+            shared.native = None
+            try:
+                await native.close()
+            finally:
+                self._forget(key, shared)
+
+    def _forget(self, key: str, shared: _Listener) -> None:
+        shared.users -= 1
+        if shared.users == 0:
+            del self._listeners[key]
+
+    async def _listen(self, where: str) -> NbdListener:
+        if where.startswith("/"):
+            return await self._engine.listen_nbd_unix(where)
+        host, port = split_address(where)
+        return await self._engine.listen_nbd_tcp(host, port)
+
+
+class NbdExport(Export):
+    """An NBD export that clients can reach."""
+
+    def __init__(self, frontend: NbdFrontend, key: str, listener: NbdListener, name: str) -> None:
+        self._frontend = frontend
+        self.listener = key
+        self._native = listener
+        self._name = name
+        self.uri = nbd_uri(key, name)
+
+    @override
+    async def connections(self) -> int:
+        """Return how many clients are connected."""
+        return next((one["connections"] for one in await self._native.exports() if one["name"] == self._name), 0)
+
+    @override
+    async def close(self) -> None:
+        """Drain and drop it."""
+        await self._frontend.close_export(self.listener, self._native, self._name)
+
+
+def nbd_uri(listener: str, name: str) -> str:
+    """Return the NBD URI of an export. Source: NBD uri.md."""
+    if listener.startswith("/"):
+        return f"nbd+unix:///{quote(name, safe='')}?socket={quote(listener)}"
+    return f"nbd://{listener}/{quote(name, safe='')}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split HOST:PORT, [IPV6]:PORT included.
+
+    Raises:
+        UbiError: invalid_params.
+    """
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise UbiError(ErrorKind.INVALID_PARAMS, f"address {address!r} is not HOST:PORT, such as 127.0.0.1:10809")
+    return host, int(port)
+
+
+def plan_address(address: str, *, allow_plaintext: bool) -> str:
+    """Return an address in its one spelling, IP:PORT; `localhost` is 127.0.0.1.
+
+    Raises:
+        UbiError: invalid_params for what is no IP address and port, permission for one that other machines reach.
+    """
+    host, port = split_address(address)
+    try:
+        ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise UbiError(ErrorKind.INVALID_PARAMS, f"host {host!r} is no IP address; give one, or localhost") from None
+    if not ip.is_loopback and not allow_plaintext:
+        raise UbiError(
+            ErrorKind.PERMISSION,
+            f"{address} can be reached from other machines and NBD here is not encrypted; "
+            "use a loopback address or set allow_plaintext",
+        )
+    return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"

@@ -1,0 +1,208 @@
+"""SPDK's JSON configuration: what a file may say, and in which order its calls are made.
+
+Owns the shape and the order. Bytes become values elsewhere (`Source`), a call is made by whoever is given to `apply`,
+so that a file goes through the same decoding and the same handlers as a client.
+
+Source: SPDK lib/init/json_config.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+SUBSYSTEMS = frozenset({"bdev", "nbd"})
+"""Subsystems whose methods are all here: an unknown method in one of them is a fault of the file."""
+
+EXIT_BAD_CONFIG = 234
+"""-EINVAL as a process's exit code. Source: SPDK, seen."""
+
+EXIT_UNKNOWN_METHOD = 254
+"""-ENOENT as a process's exit code. Source: SPDK, seen."""
+
+_log = logging.getLogger(__name__)
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be applied.
+
+    Args:
+        message: names file, line, column and what is wrong.
+        exit_code: what the daemon exits with.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_BAD_CONFIG) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class CallFailedError(Exception):
+    """A call of the file that was refused; `str()` says with which code and why."""
+
+
+class Source(Protocol):
+    """A parsed file that knows where its objects are."""
+
+    @property
+    def name(self) -> str:
+        """Return the file's name for messages."""
+
+    @property
+    def root(self) -> object:
+        """Return the parsed value; objects are dicts."""
+
+    def position(self, value: dict[str, object]) -> tuple[int, int]:
+        """Return line and column of an object of the file, counted from 1."""
+
+    def duplicates(self, value: dict[str, object]) -> list[str]:
+        """Return the keys that an object has more than once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One call. `where` names file, line, column, subsystem, index and method for messages."""
+
+    method: str
+    params: object
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Calls that are made together: one, or a batch. `startup`: they belong before the subsystems are up."""
+
+    entries: tuple[Entry, ...]
+    startup: bool
+
+
+Call = Callable[[str, object], Awaitable[object]]
+"""Makes one call by method and params; raises `CallFailedError`."""
+
+
+class ConfigReader:
+    """Turns a file into steps.
+
+    Args:
+        source: the file.
+        methods: for each known method whether it may be called before the subsystems are up.
+        ignore_errors: drop what is unknown instead of refusing the file.
+    """
+
+    def __init__(self, source: Source, methods: Mapping[str, bool], *, ignore_errors: bool) -> None:
+        self._source = source
+        self._methods = methods
+        self._ignore_errors = ignore_errors
+
+    def steps(self) -> list[Step]:
+        """Return the calls in file order.
+
+        Raises:
+            ConfigError: the file has another shape, or names a method that a known subsystem does not have.
+        """
+        root = self._source.root
+        if not isinstance(root, dict):
+            raise ConfigError(f"{self._source.name}: the configuration is not a JSON object")
+        if "subsystems" not in root:
+            _log.warning("config=%s has no 'subsystems'; nothing is configured", self._source.name)
+            return []
+        subsystems = root["subsystems"]
+        if not isinstance(subsystems, list) or "subsystems" in self._source.duplicates(root):
+            raise self._fault(root, "'subsystems' is not one array")
+        return [step for index, element in enumerate(subsystems) for step in self._subsystem(index, element)]
+
+    def _subsystem(self, index: int, element: object) -> list[Step]:
+        found = self._object(element, self._source.root, f"subsystem {index}")
+        name, config = found.get("subsystem"), found.get("config")
+        if set(found) != {"subsystem", "config"} or not isinstance(name, str):
+            raise self._fault(found, f"subsystem {index} does not have exactly 'subsystem', a string, and 'config'")
+        if config is not None and not isinstance(config, list):
+            raise self._fault(found, f"'config' of subsystem {name!r} is neither an array nor null")
+        steps = []
+        for position, item in enumerate(config or []):
+            step = self._step(found, name, position, item)
+            if step is None:
+                break
+            if step.entries:
+                steps.append(step)
+        return steps
+
+    def _step(self, parent: object, subsystem: str, index: int, item: object) -> Step | None:
+        """Return one step; None when the subsystem is one that this program does not have."""
+        items = item if isinstance(item, list) else [item]
+        entries = [self._entry(parent, subsystem, index, one) for one in items]
+        known = [entry for entry in entries if entry.method in self._methods]
+        for entry in entries:
+            if entry in known:
+                continue
+            if subsystem not in SUBSYSTEMS:
+                _log.info("config=%s subsystem=%s is not part of this program and is skipped", entry.where, subsystem)
+                return None
+            if not self._ignore_errors:
+                raise ConfigError(f"{entry.where}: method does not exist", EXIT_UNKNOWN_METHOD)
+            _log.error("config=%s method does not exist; skipped", entry.where)
+        startup = {self._methods[entry.method] for entry in known}
+        if len(startup) > 1:
+            raise ConfigError(f"{entries[0].where}: a batch mixes start-up and runtime methods")
+        return Step(tuple(known), startup=True in startup)
+
+    def _entry(self, parent: object, subsystem: str, index: int, item: object) -> Entry:
+        found = self._object(item, parent, f"subsystem {subsystem!r}, entry {index}")
+        method = found.get("method")
+        params = found.get("params", {})
+        if not isinstance(method, str) or set(found) - {"method", "params"}:
+            raise self._fault(
+                found, f"subsystem {subsystem!r}, entry {index} does not have 'method', a string, and maybe 'params'"
+            )
+        if params is None:
+            raise self._fault(found, f"subsystem {subsystem!r}, entry {index} ({method}): params is null; leave it out")
+        where = f"{self._where(found)}: subsystem {subsystem!r}, entry {index} ({method})"
+        return Entry(method, found.get("params"), where)
+
+    def _object(self, value: object, parent: object, what: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            raise self._fault(parent, f"{what} is not an object")
+        if repeated := self._source.duplicates(value):
+            raise self._fault(value, f"{what} has {repeated[0]!r} more than once")
+        return value
+
+    def _where(self, value: object) -> str:
+        line, column = self._source.position(value) if isinstance(value, dict) else (1, 1)
+        return f"{self._source.name}:{line}:{column}"
+
+    def _fault(self, value: object, message: str) -> ConfigError:
+        return ConfigError(f"{self._where(value)}: {message}")
+
+
+async def apply(steps: list[Step], call: Call, *, startup: bool, ignore_errors: bool) -> None:
+    """Make the calls of one of the two passes, in file order.
+
+    Args:
+        steps: of the file.
+        call: makes one call.
+        startup: the pass before the subsystems are up, or the one after.
+        ignore_errors: log a call that fails and go on.
+
+    Raises:
+        ConfigError: a call failed; the later ones were not made.
+    """
+    for step in steps:
+        if step.startup != startup:
+            continue
+        failures = await asyncio.gather(*(_call_one(entry, call) for entry in step.entries))
+        for failure in failures:
+            if failure is None:
+                continue
+            if not ignore_errors:
+                raise ConfigError(failure)
+            _log.error("config=%s; skipped", failure)
+
+
+async def _call_one(entry: Entry, call: Call) -> str | None:
+    try:
+        await call(entry.method, entry.params)
+    except CallFailedError as error:
+        return f"{entry.where}: {error}"
+    return None

@@ -1,0 +1,208 @@
+"""Create, delete, cascade, undo: the only place where objects come and go.
+
+Each operation decides without waiting, from the registry and from facts gathered before, reserves the name, acts, and
+keeps an undo stack until it has succeeded. `turns` puts operations on one object in order; once an act has begun it is
+not cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import functools
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
+from ubi_rpc.engine import Engine
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.frontends.export import Frontend
+from ubi_rpc.storage.events import Events
+from ubi_rpc.storage.registry import BdevEntry, ExportEntry, ObjectState, Registry
+from ubi_rpc.storage.turns import Key, Turns
+
+SETTLE_LIMIT_S = 0.5
+"""How long a question waits for the creations and deletions that were asked for before it."""
+
+_log = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """Creates and deletes bdevs and exports.
+
+    Args:
+        engine: makes them.
+        registry: the objects; read freely, changed here alone.
+        events: told of every object that came or went.
+    """
+
+    def __init__(self, engine: Engine, registry: Registry, events: Events) -> None:
+        self.registry = registry
+        self.events = events
+        self._engine = engine
+        self._turns = Turns()
+        self._stopping = False
+
+    async def create_bdev(self, kind: BdevKind[Any, Any], params: BdevParams) -> str:
+        """Create a bdev and return its name.
+
+        Raises:
+            UbiError: as `kind.plan` and `kind.open`; not_found for an absent base, permission for a claimed one,
+                already_exists for a taken name or uuid. Nothing was created.
+        """
+        name = params.name
+        if name is None:
+            if kind.default_prefix is None:
+                raise AssertionError(f"a {kind.name} bdev always has a name")
+            kind.plan(params, None, None)  # refused parameters use up no name; such a kind needs no other facts
+            name = self.registry.default_name(kind.default_prefix)
+        base, given = params.base, params.uuid
+
+        def keys() -> set[Key]:
+            touched: set[Key] = {("bdev", name)} if given is None else {("bdev", name), ("bdev", given)}
+            return touched if base is None else touched | self.registry.keys(base)
+
+        await self._turns.run(keys, lambda: self._create_bdev(kind, name, params))
+        return name
+
+    async def _create_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams) -> None:
+        facts = await kind.probe(self._engine, params)
+        entry = self._plan_bdev(kind, name, params, facts)
+        async with AsyncExitStack() as undo:
+            undo.callback(self.registry.release, entry)
+            entry.handle = await kind.open(self._engine, name, params, entry.base.bdev if entry.base else None)
+            undo.pop_all()
+        entry.state = ObjectState.ONLINE
+        self.events.emit("bdev_register", name)
+
+    def _plan_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams, facts: object) -> BdevEntry:
+        """Decide in bdev_ubi's order: base absent, base claimed, the kind's own checks, the name."""
+        self._refuse_when_stopping()
+        base = None if params.base is None else self.registry.find_base(params.base)
+        kind.plan(params, facts, None if base is None else base.bdev.info)
+        alias = params.uuid if params.uuid not in {None, NULL_UUID} else None
+        entry = BdevEntry(name=name, uuid=alias or str(uuid.uuid4()), kind=kind, params=params, base=base)
+        self.registry.reserve(entry)
+        return entry
+
+    async def delete_bdev(self, kind: BdevKind[Any, Any], name: str) -> None:
+        """Delete a bdev with everything that stands on it, top first, exports before the bdev that they serve.
+
+        Raises:
+            UbiError: not_found for no such bdev of this kind. Any other error was met while closing: the objects are
+                gone all the same, but the last writes of one may not be durable.
+        """
+        await self._turns.run(lambda: self.registry.keys_of_stack(name), lambda: self._delete_bdev(kind, name))
+
+    async def _delete_bdev(self, kind: BdevKind[Any, Any], name: str) -> None:
+        doomed = self.registry.stack(self.registry.find_kind(kind, name))
+        for entry in doomed:
+            entry.state = ObjectState.DELETING
+        failures = _Failures()
+        for entry in doomed:
+            for export in list(entry.exports):
+                await failures.collect(functools.partial(self._close_export, export))
+            await failures.collect(entry.bdev.close)
+            self.registry.release(entry)
+            self.events.emit("bdev_unregister", entry.name)
+        failures.raise_first()
+
+    async def create_export(
+        self, frontend: Frontend[Any], bdev_name: str, export_name: str | None, params: object
+    ) -> ExportEntry:
+        """Offer a bdev by a frontend.
+
+        Raises:
+            UbiError: not_found for an absent bdev; permission for writing to a claimed one; already_exists for a taken
+                export name; otherwise as the frontend. Nothing was created.
+        """
+
+        def keys() -> set[Key]:
+            return {(frontend.name, bdev_name if export_name is None else export_name)} | self.registry.keys(bdev_name)
+
+        return await self._turns.run(keys, lambda: self._create_export(frontend, bdev_name, params))
+
+    async def _create_export(self, frontend: Frontend[Any], bdev_name: str, params: object) -> ExportEntry:
+        self._refuse_when_stopping()
+        entry = self.registry.find(bdev_name)
+        export = ExportEntry(frontend, frontend.plan(params, entry.name, entry.bdev.info), entry)
+        self.registry.reserve_export(export)
+        async with AsyncExitStack() as undo:
+            undo.callback(self.registry.release_export, export)
+            export.handle = await frontend.open(export.plan, entry.bdev)
+            undo.pop_all()
+        export.plan = dataclasses.replace(export.plan, listener=export.handle.listener)
+        export.state = ObjectState.ONLINE
+        self.events.emit(f"{frontend.name}_export", export.plan.name)
+        return export
+
+    async def delete_export(self, frontend: Frontend[Any], name: str) -> None:
+        """Take an export away: new clients are refused, what is in flight is finished, connections end.
+
+        Raises:
+            UbiError: not_found.
+        """
+
+        async def act() -> None:
+            await self._close_export(self.registry.find_export(frontend, name))
+
+        await self._turns.run(lambda: {(frontend.name, name)}, act)
+
+    async def _close_export(self, export: ExportEntry) -> None:
+        export.state = ObjectState.DELETING
+        try:
+            if export.handle is not None:
+                await export.handle.close()
+        finally:
+            self.registry.release_export(export)
+            self.events.emit(f"{export.frontend.name}_unexport", export.plan.name)
+
+    async def settle(self, name: str | None = None) -> None:
+        """Wait a short while for what was asked before, so that a pipelined question sees what it follows."""
+        await self._turns.settled(None if name is None else self.registry.keys(name), SETTLE_LIMIT_S)
+
+    async def stop(self) -> None:
+        """Finish what acts, then delete every object, stacks side by side.
+
+        Creations that still wait for their turn are refused.
+
+        Raises:
+            UbiError: the first error met while closing; the objects are gone all the same.
+        """
+        self._stopping = True
+        await self._turns.drain()
+        failures = _Failures()
+        await asyncio.gather(
+            *(
+                failures.collect(functools.partial(self.delete_bdev, entry.kind, entry.name))
+                for entry in self.registry.bdevs()
+                if entry.base is None
+            )
+        )
+        failures.raise_first()
+
+    def _refuse_when_stopping(self) -> None:
+        if self._stopping:
+            raise UbiError(ErrorKind.CANCELLED, "the daemon is stopping; nothing is created any more")
+
+
+class _Failures:
+    """The errors of steps that all have to be tried."""
+
+    def __init__(self) -> None:
+        self._errors: list[UbiError] = []
+
+    async def collect(self, step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except UbiError as error:
+            self._errors.append(error)
+
+    def raise_first(self) -> None:
+        for error in self._errors[1:]:
+            _log.error("close failed as well: %s", error)
+        if self._errors:
+            raise self._errors[0]

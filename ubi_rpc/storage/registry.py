@@ -1,0 +1,226 @@
+"""The named objects: names and aliases, who stands on whom, who claims what.
+
+Pure memory, all of it synchronous: what is read here and decided before the next await is true. Opens and closes
+nothing; `lifecycle` acts.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from ubi_rpc.bdevs.kind import BdevKind, BdevParams
+from ubi_rpc.engine import Bdev
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
+from ubi_rpc.storage.turns import Key
+
+
+class ObjectState(StrEnum):
+    """Where an object is in its life. Only an online one can be found by a request."""
+
+    CREATING = "creating"
+    ONLINE = "online"
+    DELETING = "deleting"
+
+
+@dataclass(slots=True, eq=False)
+class BdevEntry:
+    """A bdev by name.
+
+    Args:
+        name: its name.
+        uuid: its uuid, lower case; an alias of the name.
+        kind: what sort of bdev.
+        params: what it was created with.
+        base: the bdev that it stands on and claims.
+        state: see `ObjectState`.
+        handle: the open bdev, from ONLINE on.
+        claimed_by: the bdev that stands on this one.
+        exports: the exports that serve this one, in order of creation.
+    """
+
+    name: str
+    uuid: str
+    kind: BdevKind[Any, Any]
+    params: BdevParams
+    base: BdevEntry | None
+    state: ObjectState = ObjectState.CREATING
+    handle: Bdev | None = None
+    claimed_by: BdevEntry | None = None
+    exports: list[ExportEntry] = field(default_factory=list)
+
+    @property
+    def bdev(self) -> Bdev:
+        """The open bdev of an entry that has been online."""
+        if self.handle is None:
+            raise AssertionError(f"bdev {self.name} is not open")
+        return self.handle
+
+
+@dataclass(slots=True, eq=False)
+class ExportEntry:
+    """An export by name, of one frontend."""
+
+    frontend: Frontend[Any]
+    plan: ExportPlan
+    entry: BdevEntry
+    state: ObjectState = ObjectState.CREATING
+    handle: Export | None = None
+
+
+class Registry:
+    """All objects of the daemon."""
+
+    def __init__(self) -> None:
+        self._bdevs: dict[str, BdevEntry] = {}
+        self._by_alias: dict[str, BdevEntry] = {}
+        self._exports: dict[tuple[str, str], ExportEntry] = {}
+        self._default_names: Counter[str] = Counter()
+
+    def bdevs(self) -> list[BdevEntry]:
+        """Return the online bdevs in order of creation."""
+        return [entry for entry in self._bdevs.values() if entry.state is ObjectState.ONLINE]
+
+    def find(self, name: str) -> BdevEntry:
+        """Return the online bdev called `name`, which may be its uuid.
+
+        Raises:
+            UbiError: not_found.
+        """
+        entry = self._by_alias.get(name)
+        if entry is None or entry.state is not ObjectState.ONLINE:
+            raise UbiError(ErrorKind.NOT_FOUND, f"no bdev is called {name!r}; bdev_get_bdevs lists them")
+        return entry
+
+    def find_kind(self, kind: BdevKind[Any, Any], name: str) -> BdevEntry:
+        """Return the online bdev called `name` if it is of this kind, else raise not_found as SPDK does."""
+        entry = self.find(name)
+        if entry.kind is not kind:
+            raise UbiError(ErrorKind.NOT_FOUND, f"bdev {name!r} is of kind {entry.kind.name}, not {kind.name}")
+        return entry
+
+    def keys(self, name: str) -> set[Key]:
+        """Return what a request that names this bdev touches: its name and its uuid, or just what was said."""
+        entry = self._by_alias.get(name)
+        return {("bdev", name)} if entry is None else {("bdev", entry.name), ("bdev", entry.uuid)}
+
+    def keys_of_stack(self, name: str) -> set[Key]:
+        """Return the keys of the bdev, of what stands on it, and of their exports."""
+        entry = self._by_alias.get(name)
+        if entry is None:
+            return {("bdev", name)}
+        keys: set[Key] = set()
+        for one in self.stack(entry):
+            keys |= self.keys(one.name)
+            keys |= {(export.frontend.name, export.plan.name) for export in one.exports}
+        return keys
+
+    def stack(self, entry: BdevEntry) -> list[BdevEntry]:
+        """Return what stands on `entry`, top first, and `entry` itself last."""
+        stack = [entry]
+        while (above := stack[0].claimed_by) is not None:
+            stack.insert(0, above)
+        return stack
+
+    def default_name(self, prefix: str) -> str:
+        """Return the next free name that starts with `prefix`; each is given once."""
+        while True:
+            name = f"{prefix}{self._default_names[prefix]}"
+            self._default_names[prefix] += 1
+            if name not in self._by_alias:
+                return name
+
+    def find_base(self, name: str) -> BdevEntry:
+        """Return the bdev called `name` if another may stand on it.
+
+        Raises:
+            UbiError: not_found; permission when it is claimed, or when clients may write to it.
+        """
+        entry = self.find(name)
+        self._refuse_claimed(entry)
+        if any(not export.plan.readonly for export in entry.exports):
+            raise UbiError(
+                ErrorKind.PERMISSION,
+                f"bdev {entry.name} is exported for writing; delete the export before something stands on it",
+                errno=errno.EPERM,
+            )
+        return entry
+
+    def reserve(self, entry: BdevEntry) -> None:
+        """Take the names of a bdev that is about to be made, and claim its base. All or nothing.
+
+        Raises:
+            UbiError: invalid_params for an empty name, already_exists for a name or uuid that is taken.
+        """
+        if not entry.name:
+            raise UbiError(ErrorKind.INVALID_PARAMS, "a bdev's name is not empty")
+        for alias in (entry.name, entry.uuid):
+            if (other := self._by_alias.get(alias)) is not None:
+                raise UbiError(ErrorKind.ALREADY_EXISTS, f"{alias!r} is already the name or uuid of bdev {other.name}")
+        if entry.base is not None:
+            self._refuse_claimed(entry.base)
+            entry.base.claimed_by = entry
+        self._bdevs[entry.name] = entry
+        self._by_alias[entry.name] = entry
+        self._by_alias[entry.uuid] = entry
+
+    def release(self, entry: BdevEntry) -> None:
+        """Give the names and the claim back."""
+        del self._bdevs[entry.name]
+        self._by_alias.pop(entry.name)
+        self._by_alias.pop(entry.uuid, None)
+        if entry.base is not None:
+            entry.base.claimed_by = None
+
+    def exports(self, frontend: Frontend[Any]) -> list[ExportEntry]:
+        """Return a frontend's online exports in order of creation."""
+        return [
+            export
+            for export in self._exports.values()
+            if export.frontend is frontend and export.state is ObjectState.ONLINE
+        ]
+
+    def find_export(self, frontend: Frontend[Any], name: str) -> ExportEntry:
+        """Return the online export called `name`, or raise not_found."""
+        export = self._exports.get((frontend.name, name))
+        if export is None or export.state is not ObjectState.ONLINE:
+            raise UbiError(ErrorKind.NOT_FOUND, f"no {frontend.name} export is called {name!r}")
+        return export
+
+    def reserve_export(self, export: ExportEntry) -> None:
+        """Take the name of an export that is about to be made.
+
+        Raises:
+            UbiError: already_exists for a taken name or a second default on one listener; permission when it would
+                write to a bdev that another one claims.
+        """
+        plan, frontend = export.plan, export.frontend
+        if not plan.readonly:
+            self._refuse_claimed(export.entry)
+        if (frontend.name, plan.name) in self._exports:
+            raise UbiError(ErrorKind.ALREADY_EXISTS, f"{frontend.name} export {plan.name!r} already exists")
+        for other in self._exports.values():
+            if plan.default and other.plan.default and other.plan.listener == plan.listener and not plan.any_port:
+                raise UbiError(
+                    ErrorKind.ALREADY_EXISTS, f"{other.plan.name!r} is already the default export of {plan.listener}"
+                )
+        self._exports[(frontend.name, plan.name)] = export
+        export.entry.exports.append(export)
+
+    def release_export(self, export: ExportEntry) -> None:
+        """Give the name back."""
+        del self._exports[(export.frontend.name, export.plan.name)]
+        export.entry.exports.remove(export)
+
+    @staticmethod
+    def _refuse_claimed(entry: BdevEntry) -> None:
+        if entry.claimed_by is not None:
+            raise UbiError(
+                ErrorKind.PERMISSION,
+                f"bdev {entry.name} is claimed by {entry.claimed_by.name} (exclusive_write)",
+                errno=errno.EPERM,
+            )
