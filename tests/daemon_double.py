@@ -1,0 +1,21 @@
+"""`ubi_tgt` over the engine's double, for tests of the process: start, stop, signals, exit codes.
+
+UBI_TEST_HOLD names calls of the double that wait for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests import engine_double
+from ubi_rpc.__main__ import main
+
+if __name__ == "__main__":
+    world = engine_double.World()
+    for call in filter(None, os.environ.get("UBI_TEST_HOLD", "").split(",")):
+        world.hold(call)
+    engine_double.install(pytest.MonkeyPatch(), world)
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""An in-memory double of the native module, of the shape of `ubi_rpc/_native.pyi`.
+
+It moves no data. It keeps the contract's rules (closing order, one listener a socket, one name an export), records what
+is open, fails where it is told to and waits where it is told to, so that the domain is tested without the engine.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import sys
+import threading
+import types
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ubi_rpc
+from ubi_rpc.errors import ErrorKind
+
+METADATA_BYTES = 8 << 20
+VERSION = "1.2.3-rc4"
+
+
+class EngineError(Exception):
+    """As `_native.EngineError`."""
+
+    def __init__(self, kind: str, message: str, code: int) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.errno = code
+
+
+class World:
+    """What the double's objects have done, and what is to go wrong.
+
+    Attributes:
+        failures: the error that the next calls of a name raise.
+        held: calls of a name wait for the event; `waiting` is set when one does.
+        open: names of open bdevs in order of opening.
+        offers: how each export was last added.
+        log: every call that changed something, in order.
+    """
+
+    def __init__(self) -> None:
+        self.failures: dict[str, EngineError] = {}
+        self.held: dict[str, threading.Event] = {}
+        self.waiting: dict[str, threading.Event] = {}
+        self.open: list[str] = []
+        self.listeners: list[str] = []
+        self.log: list[str] = []
+        self.engine_running = False
+        self.offers: dict[str, dict[str, object]] = {}
+        self._next_port = 20000
+
+    def hold(self, call: str) -> tuple[threading.Event, threading.Event]:
+        """Make calls of that name wait; return (set when one waits, to be set to let them go)."""
+        self.waiting[call], self.held[call] = threading.Event(), threading.Event()
+        return self.waiting[call], self.held[call]
+
+    def enter(self, call: str, subject: str) -> None:
+        if call in self.held:
+            self.waiting[call].set()
+            assert self.held[call].wait(30), f"nobody let {call} go"
+        if call in self.failures:
+            raise self.failures[call]
+        self.log.append(f"{call} {subject}")
+
+    def port(self) -> int:
+        self._next_port += 1
+        return self._next_port
+
+
+class Bdev:
+    """As `_native.Bdev`."""
+
+    def __init__(self, world: World, name: str, info: dict[str, object], base: Bdev | None = None) -> None:
+        self._world = world
+        self.name = name
+        self._info = info
+        self.base = base
+        self.users = 0
+        self.closed = False
+        self.ubi: dict[str, object] | None = None
+        if base is not None:
+            base.users += 1
+        world.open.append(name)
+
+    def info(self) -> dict[str, object]:
+        return dict(self._info)
+
+    def iostat(self) -> dict[str, int]:
+        return dict.fromkeys(("bytes_read", "num_read_ops", "bytes_written", "num_write_ops"), 0)
+
+    def ubi_status(self) -> dict[str, object]:
+        if self.closed:
+            raise EngineError("invalid_state", f"{self.name} is closed", errno.EPERM)
+        if self.ubi is None:
+            raise EngineError("unsupported", f"{self.name} is no ubi bdev", errno.EOPNOTSUPP)
+        return dict(self.ubi)
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        assert self.users == 0, f"{self.name} is closed with {self.users} users above"
+        self.closed = True
+        self._world.open.remove(self.name)
+        if self.base is not None:
+            self.base.users -= 1
+        self._world.enter("close", self.name)
+
+
+class NbdListener:
+    """As `_native.NbdListener`."""
+
+    def __init__(self, world: World, address: str, *, unix: bool) -> None:
+        if address in world.listeners:
+            raise EngineError("busy", f"{address} is in use", errno.EADDRINUSE)
+        self._world = world
+        self.address = address
+        self._unix = unix
+        self._exports: dict[str, Bdev] = {}
+        self.offers = world.offers
+        world.listeners.append(address)
+
+    def add_export(
+        self, *, name: str, bdev: Bdev, readonly: bool, default: bool, max_connections: int, description: str
+    ) -> None:
+        self._world.enter("add_export", name)
+        self.offers[name] = {
+            "readonly": readonly,
+            "default": default,
+            "max_connections": max_connections,
+            "description": description,
+        }
+        assert name not in self._exports
+        assert not bdev.closed
+        self._exports[name] = bdev
+        bdev.users += 1
+
+    def remove_export(self, name: str) -> None:
+        self._world.enter("remove_export", name)
+        self._exports.pop(name).users -= 1
+
+    def exports(self) -> list[dict[str, object]]:
+        return [{"name": name, "connections": 3} for name in self._exports]
+
+    def close(self) -> None:
+        assert not self._exports, f"listener closed with exports {list(self._exports)}"
+        self._world.enter("close_listener", self.address)
+        self._world.listeners.remove(self.address)
+        if self._unix:
+            with suppress(FileNotFoundError):
+                Path(self.address).unlink()
+
+
+def _info(block_size: int, num_blocks: int, **changes: object) -> dict[str, object]:
+    flags = dict.fromkeys(("write_cache", "unmap", "write_zeroes", "flush", "unmap_reads_zero"), True)
+    info: dict[str, object] = {"block_size": block_size, "num_blocks": num_blocks, "readonly": False, **flags}
+    return {**info, "survives": "power", **changes}
+
+
+class Engine:
+    """As `_native.Engine`."""
+
+    def __init__(
+        self, world: World, *, cpus: list[int] | None, reactors: int, io_engine: str, memory_budget_bytes: int
+    ) -> None:
+        world.enter("start", f"{cpus} {reactors} {io_engine}")
+        assert memory_budget_bytes > 0
+        self._world = world
+        self._event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._events: list[tuple[str, str, str]] = []
+        self.io_engine = "threads" if io_engine == "auto" else io_engine
+        world.engine_running = True
+
+    @property
+    def event_fd(self) -> int:
+        return self._event_fd
+
+    def post(self, level: str, subject: str, message: str) -> None:
+        """Post an event, as a reactor does."""
+        self._events.append((level, subject, message))
+        os.eventfd_write(self._event_fd, 1)
+
+    def drain_events(self) -> list[tuple[str, str, str]]:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._event_fd)
+        events, self._events = self._events, []
+        return events
+
+    def create_aio(
+        self, *, name: str, path: str, block_size: int | None, readonly: bool, cache: str, fallocate: bool
+    ) -> Bdev:
+        self._world.enter("create_aio", name)
+        assert cache in {"none", "writeback"}
+        size = Path(path).stat().st_size
+        assert block_size is not None
+        return Bdev(self._world, name, _info(block_size, size // block_size, readonly=readonly, unmap=fallocate))
+
+    def create_malloc(self, *, name: str, num_blocks: int, block_size: int) -> Bdev:
+        self._world.enter("create_malloc", name)
+        return Bdev(self._world, name, _info(block_size, num_blocks, write_cache=False, survives="nothing"))
+
+    def create_null(self, *, name: str, num_blocks: int, block_size: int) -> Bdev:
+        self._world.enter("create_null", name)
+        return Bdev(self._world, name, _info(block_size, num_blocks, unmap=False, flush=False, survives="nothing"))
+
+    def create_ubi(
+        self,
+        *,
+        name: str,
+        base: Bdev,
+        image_path: str,
+        stripe_size_kb: int,
+        no_sync: bool,
+        copy_on_read: bool,
+        directio: bool,
+    ) -> Bdev:
+        self._world.enter("create_ubi", name)
+        info = base.info()
+        block_size = int(str(info["block_size"]))
+        blocks = int(str(info["num_blocks"])) - METADATA_BYTES // block_size
+        bdev = Bdev(self._world, name, {**info, "num_blocks": blocks}, base)
+        image_bytes = Path(image_path).stat().st_size
+        bdev.ubi = {
+            "image_path": image_path,
+            "image_size_bytes": image_bytes,
+            "stripe_size_kb": stripe_size_kb,
+            "stripes_total": -(-image_bytes // (stripe_size_kb * 1024)),
+            "stripes_present": 0,
+            "copy_on_read": copy_on_read,
+            "no_sync": no_sync,
+            "directio": directio,
+        }
+        return bdev
+
+    def listen_nbd_unix(self, *, path: str) -> NbdListener:
+        self._world.enter("listen", path)
+        listener = NbdListener(self._world, path, unix=True)
+        Path(path).touch()
+        return listener
+
+    def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener:
+        self._world.enter("listen", f"{host}:{port}")
+        address = f"[{host}]" if ":" in host else host
+        return NbdListener(self._world, f"{address}:{port or self._world.port()}", unix=False)
+
+    def shutdown(self) -> None:
+        assert not self._world.open, f"shut down with open bdevs {self._world.open}"
+        assert not self._world.listeners, f"shut down with listeners {self._world.listeners}"
+        if self._world.engine_running:
+            self._world.log.append("shutdown")
+        self._world.engine_running = False
+
+
+def install(patch: pytest.MonkeyPatch, world: World) -> None:
+    """Make `import ubi_rpc._native` give the double, acting in `world`."""
+    module: Any = types.ModuleType("ubi_rpc._native")
+    module.EngineError = EngineError
+    module.ERROR_KINDS = [kind.value for kind in ErrorKind]
+    module.VERSION = VERSION
+    module.Engine = functools.partial(Engine, world)
+    patch.setitem(sys.modules, "ubi_rpc._native", module)
+    patch.setattr(ubi_rpc, "_native", module, raising=False)  # what `from ubi_rpc import` looks at first

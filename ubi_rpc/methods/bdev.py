@@ -1,0 +1,127 @@
+"""Methods for bdevs of every kind: bdev_get_bdevs, and bdev_<kind>_create and _delete for each kind.
+
+Source: SPDK lib/bdev/bdev_rpc.c and module/bdev/*/*_rpc.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from ubi_rpc.bdevs import KINDS
+from ubi_rpc.bdevs.kind import IO_TYPES, PREFERENCES, BdevKind, BdevParams
+from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.methods.services import Services
+from ubi_rpc.params import Params, Text, UInt64
+from ubi_rpc.rpc.method import Method
+from ubi_rpc.storage.lifecycle import Lifecycle
+from ubi_rpc.storage.registry import BdevEntry, ObjectState
+
+RATE_LIMITS = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
+
+
+class GetBdevsParams(Params):
+    """Parameters of bdev_get_bdevs.
+
+    Args:
+        name: only this bdev, by name or uuid; all of them when left out.
+        timeout: milliseconds to wait for that bdev to appear; 0 answers at once.
+    """
+
+    name: Text | None = None
+    timeout: UInt64 = 0
+
+
+class BdevNameParams(Params):
+    """Parameters of the delete methods: the bdev's name or uuid."""
+
+    name: Text
+
+
+async def describe(entry: BdevEntry) -> dict[str, object]:
+    """Return a bdev as bdev_get_bdevs shows it, members in SPDK's order."""
+    info, kind, params = entry.bdev.info, entry.kind, entry.params
+    supported = kind.io_types(params, info)
+    shown: dict[str, object] = {
+        "name": entry.name,
+        "aliases": [entry.uuid],
+        "product_name": kind.product_name,
+        "block_size": info.block_size,
+        "num_blocks": info.num_blocks,
+        **{name: getattr(params, name, 0) for name in PREFERENCES},
+        "uuid": entry.uuid,
+    }
+    if kind.numa_id is not None:
+        shown["numa_id"] = kind.numa_id
+    shown["assigned_rate_limits"] = dict.fromkeys(RATE_LIMITS, 0)
+    shown["claimed"] = entry.claimed_by is not None
+    if entry.claimed_by is not None:
+        shown["claim_type"] = "exclusive_write"
+    shown["zoned"] = False
+    shown["supported_io_types"] = {io_type: io_type in supported for io_type in IO_TYPES}
+    shown["driver_specific"] = await kind.driver_specific(params, entry.bdev)
+    return shown
+
+
+async def find(lifecycle: Lifecycle, name: str, timeout_ms: int) -> BdevEntry:
+    """Return the bdev called `name`, waiting for it to appear.
+
+    Raises:
+        UbiError: not_found at once without a timeout, timeout (ETIMEDOUT) after it.
+    """
+    deadline = asyncio.get_running_loop().time() + timeout_ms / 1000
+    while True:
+        try:
+            return lifecycle.registry.find(name)
+        except UbiError:
+            if not timeout_ms:
+                raise
+        try:
+            async with asyncio.timeout_at(deadline):
+                await lifecycle.events.wait()
+        except TimeoutError:
+            raise UbiError(ErrorKind.TIMEOUT, f"no bdev called {name!r} appeared in {timeout_ms} ms") from None
+
+
+async def bdev_get_bdevs(services: Services, params: GetBdevsParams) -> list[dict[str, object]]:
+    """Return one bdev, or all in order of creation."""
+    lifecycle = services.lifecycle
+    await lifecycle.settle(params.name)
+    if params.name is not None:
+        return [await describe(await find(lifecycle, params.name, params.timeout))]
+    shown = []
+    for entry in lifecycle.registry.bdevs():
+        try:
+            shown.append(await describe(entry))
+        except UbiError:
+            if entry.state is ObjectState.ONLINE:
+                raise
+    return shown
+
+
+def _create(kind: BdevKind[Any, Any]) -> Method:
+    async def create(services: Services, params: BdevParams) -> str:
+        return await services.lifecycle.create_bdev(kind, params)
+
+    return Method(name=f"bdev_{kind.name}_create", params=kind.params, handler=create)
+
+
+def _delete(kind: BdevKind[Any, Any]) -> Method:
+    async def delete(services: Services, params: BdevNameParams) -> bool:
+        await services.lifecycle.delete_bdev(kind, params.name)
+        return True
+
+    return Method(name=f"bdev_{kind.name}_delete", params=BdevNameParams, handler=delete)
+
+
+def _of_kinds() -> Iterator[Method]:
+    for kind in KINDS:
+        yield _create(kind)
+        yield _delete(kind)
+
+
+METHODS = (
+    Method(name="bdev_get_bdevs", params=GetBdevsParams, handler=bdev_get_bdevs),
+    *_of_kinds(),
+)
