@@ -43,6 +43,7 @@ class UnixServer:
         self._path = path
         self._dispatcher = dispatcher
         self._listener: Listener | None = None
+        self._accepting = False
         self._connections: set[Connection] = set()
         self._taken = 0  # slots: connections, and sockets about to become one
         self._hangups: dict[int, Connection] = {}
@@ -67,6 +68,7 @@ class UnixServer:
         self.serving = not paused
         loop = asyncio.get_running_loop()
         loop.add_reader(self._hangup_poll.fileno(), self._hung_up)
+        self._accepting = True
         self._watch_listener()
         logger.info("rpc_socket=%s listening%s", self._path, " (paused)" if paused else "")
 
@@ -76,17 +78,17 @@ class UnixServer:
         for connection in tuple(self._connections):
             connection.advance()
 
-    async def stop(self) -> None:
-        """Stop accepting, finish what is ready, close, and remove both files. Idempotent.
+    async def quiesce(self) -> None:
+        """Stop accepting, finish what is ready and close every connection; the socket and its lock stay. Idempotent.
 
         Requests under way have `STOP_GRACE_S` to end and are then cancelled; clients have as long to take
         their answers.
         """
-        listener, self._listener = self._listener, None
-        if listener is None:
+        if self._hangup_poll is None or self._listener is None:
             return
+        self._accepting = False
         loop = asyncio.get_running_loop()
-        loop.remove_reader(listener.socket)
+        loop.remove_reader(self._listener.socket)
         for connection in tuple(self._connections):
             connection.finish()
         await self._end_tasks()
@@ -94,12 +96,17 @@ class UnixServer:
         for connection in tuple(self._connections):
             connection.abort()
         await self._wait_until_empty()
-        if self._hangup_poll is not None:
-            loop.remove_reader(self._hangup_poll.fileno())
-            self._hangup_poll.close()
-            self._hangup_poll = None
-        listener.close()
-        logger.info("rpc_socket=%s closed", self._path)
+        loop.remove_reader(self._hangup_poll.fileno())
+        self._hangup_poll.close()
+        self._hangup_poll = None
+
+    async def stop(self) -> None:
+        """Quiesce, then remove the socket and its lock. Idempotent."""
+        await self.quiesce()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+            logger.info("rpc_socket=%s closed", self._path)
 
     async def _wait_until_empty(self) -> None:
         with suppress(TimeoutError):
@@ -138,7 +145,7 @@ class UnixServer:
                 self._hangups.pop(fd).abort()
 
     def _watch_listener(self) -> None:
-        if self._listener is not None:
+        if self._listener is not None and self._accepting:
             asyncio.get_running_loop().add_reader(self._listener.socket, self._accept)
 
     def _accept(self) -> None:
