@@ -1,0 +1,220 @@
+"""The composition root: builds the daemon's objects, starts them in order, stops them in the reverse order.
+
+Everything that a request meets is put together here and nowhere else; what each part does is its own business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from ubi_rpc import engine as native
+from ubi_rpc.engine import Engine
+from ubi_rpc.errors import UbiError
+from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.methods import METHODS
+from ubi_rpc.methods.services import Services
+from ubi_rpc.rpc.dispatch import Dispatcher
+from ubi_rpc.rpc.json_parser import parse_document, position
+from ubi_rpc.rpc.json_tokens import JsonSyntaxError
+from ubi_rpc.rpc.json_values import JsonObject
+from ubi_rpc.rpc.method import State
+from ubi_rpc.rpc.unix_server import SocketInUseError, UnixServer
+from ubi_rpc.rpc.wire_errors import WireError
+from ubi_rpc.settings import STOP_TIMEOUT_S, Settings
+from ubi_rpc.startup import Startup
+from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Step
+from ubi_rpc.storage.events import Events
+from ubi_rpc.storage.lifecycle import Lifecycle
+from ubi_rpc.storage.registry import Registry
+
+EXIT_FAILED = 1
+EXIT_SOCKET_IN_USE = 234
+"""-EINVAL as a process's exit code. Source: SPDK, seen."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The daemon cannot run; `exit_code` is what it exits with."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class ConfigSource:
+    """A configuration file, read and parsed.
+
+    Raises:
+        StartError: it cannot be read.
+        ConfigError: it is not JSON (comments allowed).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            self._data = path.read_bytes()
+        except OSError as error:
+            raise StartError(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
+        try:
+            self.root = parse_document(self._data, comments=True)
+        except JsonSyntaxError as error:
+            raise ConfigError(f"{path}:{error.line}:{error.column}: {error.reason}") from error
+
+    def position(self, value: dict[str, object]) -> tuple[int, int]:
+        """Return line and column of an object, counted from 1."""
+        return position(self._data, value.offset) if isinstance(value, JsonObject) else (1, 1)
+
+    def duplicates(self, value: dict[str, object]) -> list[str]:
+        """Return the keys that an object has more than once."""
+        return value.duplicates if isinstance(value, JsonObject) else []
+
+
+class Daemon:
+    """One run of the daemon.
+
+    Args:
+        settings: what the command line asked for.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stop_asked = asyncio.Event()
+        self._starting: asyncio.Task[None] | None = None
+        self._exit_code = 0
+
+    async def run(self) -> int:
+        """Start, serve until told to stop, stop; return the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in STOP_SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
+        parts = AsyncExitStack()
+        try:
+            try:
+                await self._start_unless_told_to_stop(parts)
+                await self._stop_asked.wait()
+            finally:
+                give_up = loop.call_later(STOP_TIMEOUT_S, self._give_up)
+                await parts.aclose()
+                give_up.cancel()
+        except (ConfigError, SocketInUseError, StartError, UbiError) as error:
+            self._fail(error)
+        _log.info("ubi_tgt stopped exit_code=%d", self._exit_code)
+        return self._exit_code
+
+    async def _start_unless_told_to_stop(self, parts: AsyncExitStack) -> None:
+        self._starting = asyncio.get_running_loop().create_task(self._start(parts))
+        try:
+            await self._starting
+        except asyncio.CancelledError:
+            if not self._stop_asked.is_set():
+                raise
+
+    async def _start(self, parts: AsyncExitStack) -> None:
+        """Build the parts, then start them in order; `parts` takes them down again in the reverse order."""
+        settings = self._settings
+        source = None if settings.config is None else ConfigSource(settings.config)
+        engine = Engine()
+        lifecycle = Lifecycle(engine, Registry(), Events())
+        startup = Startup(
+            lambda name, params: _call(dispatcher, name, params),
+            ignore_errors=settings.ignore_init_errors,
+            failed=self._init_failed,
+        )
+        services = Services(
+            lifecycle=lifecycle,
+            nbd=NbdFrontend(engine, settings.socket_dir),
+            startup=startup,
+            method_names=lambda current: dispatcher.method_names(current=current),
+            kill=lambda number: os.kill(os.getpid(), number),
+            version=native.version(),
+        )
+        dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
+        server = UnixServer(settings.rpc_socket, dispatcher)
+        if source is not None:
+            startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
+
+        parts.push_async_callback(server.stop)
+        await server.start(paused=True)
+        _make_state_dir(settings.state_dir)
+        parts.push_async_callback(engine.shutdown)
+        await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
+        parts.push_async_callback(lifecycle.stop)
+        parts.push_async_callback(server.quiesce)
+        await startup.run_startup_pass()
+        if not settings.wait_for_rpc:
+            await startup.start_init()
+        server.resume()
+        self._announce(engine, startup)
+
+    def _announce(self, engine: Engine, startup: Startup) -> None:
+        settings = self._settings
+        _log.info(
+            "ubi_tgt ready rpc=%s reactors=%d io_engine=%s config=%s state=%s",
+            settings.rpc_socket,
+            settings.reactors,
+            engine.io_engine,
+            settings.config or "none",
+            (startup.state.name or "").lower(),
+        )
+
+    def _init_failed(self, error: ConfigError) -> None:
+        """Stop after a second pass that failed; who asked for it is still answered."""
+        self._fail(error)
+        self._stop_asked.set()
+
+    def _fail(self, error: Exception) -> None:
+        """Log why the daemon ends and keep the exit code that says so; the first reason stands."""
+        if not self._exit_code:
+            self._exit_code = EXIT_SOCKET_IN_USE if isinstance(error, SocketInUseError) else EXIT_FAILED
+            if isinstance(error, ConfigError | StartError):
+                self._exit_code = error.exit_code
+            _log.error("ubi_tgt failed: %s", error)
+
+    def _signalled(self, number: signal.Signals) -> None:
+        """Stop cleanly at the first signal, at once at the second."""
+        if self._stop_asked.is_set():
+            _log.warning("ubi_tgt signal=%s came again: ending at once", number.name)
+            _end_at_once()
+        _log.info("ubi_tgt signal=%s: stopping", number.name)
+        self._stop_asked.set()
+        if self._starting is not None:
+            self._starting.cancel()
+
+    @staticmethod
+    def _give_up() -> None:
+        _log.error("ubi_tgt did not stop in %d s: ending at once", STOP_TIMEOUT_S)
+        _end_at_once()
+
+
+def _end_at_once() -> None:
+    """End as a crash would: nothing that a client was told is lost by it, see docs on crash safety."""
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
+
+
+def _make_state_dir(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        _log.warning("state_dir=%s cannot be used: %s", path, os.strerror(error.errno or errno.EIO))
+
+
+def _plan_config(source: ConfigSource, dispatcher: Dispatcher, *, ignore_errors: bool) -> list[Step]:
+    methods = {name: State.STARTUP in method.states for name, method in dispatcher.methods.items()}
+    return ConfigReader(source, methods, ignore_errors=ignore_errors).steps()
+
+
+async def _call(dispatcher: Dispatcher, name: str, params: object) -> object:
+    try:
+        return await dispatcher.call(name, params)
+    except WireError as error:
+        raise CallFailedError(f"{error.code} {error.message}: {error.detail}") from error
