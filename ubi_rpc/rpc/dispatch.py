@@ -20,7 +20,7 @@ from typing import Any, Final
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.rpc.decode import decode_params
 from ubi_rpc.rpc.encoding import encode
-from ubi_rpc.rpc.envelope import NULL_ID, InvalidRequestError, clip, parse_request
+from ubi_rpc.rpc.envelope import NULL_ID, InvalidRequestError, Request, clip, parse_request
 from ubi_rpc.rpc.method import Method, State
 from ubi_rpc.rpc.session import Session, current_session
 from ubi_rpc.rpc.wire_errors import (
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 """Length of one answer, or of a batch's. Source: SPDK_JSONRPC_SEND_BUF_SIZE_MAX."""
+
+_REFUSED: Final[Any] = object()
+"""The table's entry for what is no request: a key that no client can name."""
 
 
 class Dispatcher:
@@ -70,6 +73,7 @@ class Dispatcher:
         self._state = state
         self._methods = {method.name: method for method in methods if allowed is None or method.name in allowed}
         self._table = {name: self._guard(method) for name, method in self._methods.items()}
+        self._table[_REFUSED] = _refuse
 
     @property
     def methods(self) -> Mapping[str, Method]:
@@ -157,15 +161,17 @@ class Dispatcher:
         """Give one request's answer as text; None for a notification that succeeded."""
         try:
             request = parse_request(value)
-        except InvalidRequestError as error:
-            return _error_text(error.wire, error.id_text, session, "-")
+        except InvalidRequestError as refusal:
+            # It goes the way of a call, so that it does not overtake the answers to requests before it.
+            request = Request(_REFUSED, refusal.wire, refusal.id_text)
+        name = "-" if request.method is _REFUSED else request.method
         try:
             result = await self.call(request.method, request.params)
             if request.is_notification:
                 return None
-            return f'{{"jsonrpc":"2.0","id":{request.id_text},"result":{_encode(request.method, result)}}}'
+            return f'{{"jsonrpc":"2.0","id":{request.id_text},"result":{_encode(name, result)}}}'
         except WireError as error:
-            return _error_text(error, request.id_text, session, request.method)
+            return _error_text(error, request.id_text, session, name)
 
     async def _batch(self, values: list[object], session: Session) -> str | None:
         """Answer a batch: its elements start at once and are answered in the order in which they end."""
@@ -190,6 +196,12 @@ class Dispatcher:
             for value in values:
                 group.create_task(answer(value))
         return f"[{','.join(answers)}]" if answers else None
+
+
+async def _refuse(error: object) -> Result:
+    if not isinstance(error, WireError):
+        raise TypeError("a refusal carries its error")
+    return Error(error.code, error.message, error)
 
 
 def _same(value: Any) -> Any:
