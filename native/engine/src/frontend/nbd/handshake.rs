@@ -1,0 +1,319 @@
+//! The server's side of NBD's fixed newstyle handshake, without I/O.
+//!
+//! [`Handshake::feed`] takes bytes as they come, in pieces of any size, and appends what is to be sent. Nothing of an
+//! export is touched before a client has named it in full, so a half-open connection costs a few KiB and no more.
+//! Everything a client can make this do is bounded: bytes kept, bytes sent, options taken. The time is the caller's.
+//!
+//! Not here: TLS, extended headers and metadata contexts; their options are answered as unsupported.
+//!
+//! Source: NBD proto.md, "Fixed newstyle negotiation" and "Values".
+
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use wire::{OPTION_HEADER_BYTES, OptionKind, Refusal, Replies};
+
+use super::proto;
+
+const SERVER_FIXED_NEWSTYLE: u16 = 1 << 0;
+const SERVER_NO_ZEROES: u16 = 1 << 1;
+const CLIENT_FIXED_NEWSTYLE: u32 = 1 << 0;
+const CLIENT_NO_ZEROES: u32 = 1 << 1;
+
+/// Most data of an option that is looked at: a name of 4096 bytes and 30,000 information requests fit.
+const DATA_MAX: usize = 64 << 10;
+/// Most data of an option that is read past. Who announces more is not going to negotiate (CVE-2017-15119).
+const SKIP_MAX: u32 = 32 << 20;
+/// Options of one client, not counting those that a listing gives reason for: whoever asks for something that is not
+/// supported, again and again, ends after these.
+const OPTIONS_MAX: usize = 1024;
+/// More options for each export that was listed: `qemu-nbd --list` asks INFO and LIST_META_CONTEXT of every one.
+const OPTIONS_PER_EXPORT: usize = 4;
+/// Bytes to be sent after which no further option is answered until they are gone. One listing may be longer.
+const UNSENT_MAX: usize = 256 << 10;
+/// Bytes of a client's text that an error message repeats.
+const QUOTE_MAX: usize = 80;
+
+/// An export as LIST names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportListing {
+    pub name: String,
+    /// Empty: none.
+    pub description: String,
+}
+
+/// An export as INFO and GO describe it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportDescription {
+    /// Its own name, also where the client asked for the default export.
+    pub name: String,
+    pub size_bytes: u64,
+    /// `proto::TRANS_*`; DF is set or cleared here, by what was negotiated.
+    pub transmission_flags: u16,
+    /// Empty: none.
+    pub description: String,
+    /// Bytes; a power of two of at most 65536.
+    pub min_block: u32,
+    /// Bytes; a power of two, at least 512 and `min_block`.
+    pub preferred_block: u32,
+    /// Bytes of one request; a multiple of `min_block`.
+    pub max_payload: u32,
+}
+
+/// The exports that a client may choose from.
+pub trait ExportDirectory {
+    fn list(&self) -> Vec<ExportListing>;
+
+    /// The export of this name; the empty name is the default export's.
+    fn find(&self, name: &str) -> Option<ExportDescription>;
+}
+
+/// Where the handshake is after a piece of input. `consumed` bytes of that piece are done with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Send what was appended, then feed what is left of the piece, or the next one when all was consumed.
+    NeedMore { consumed: usize },
+    /// Send what was appended; from there on, and from `consumed` on, it is the transmission phase of `export`.
+    Transmission { consumed: usize, export: String, structured_replies: bool },
+    /// Send what was appended, then close.
+    Close { consumed: usize },
+}
+
+/// One client's handshake.
+#[derive(Debug)]
+pub struct Handshake {
+    state: State,
+    /// What was received of the item that `state` waits for.
+    partial: Vec<u8>,
+    no_zeroes: bool,
+    structured_replies: bool,
+    options: usize,
+    options_max: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    ClientFlags,
+    OptionHeader,
+    OptionData(OptionHeader),
+    /// Data that nobody looks at, of which `left` bytes are to come.
+    SkipData {
+        option: OptionHeader,
+        left: usize,
+    },
+    Ended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct OptionHeader {
+    number: u32,
+    kind: OptionKind,
+    data_len: usize,
+}
+
+/// What an item of input leads to.
+enum Next {
+    Go(State),
+    Transmission(String),
+    Close,
+}
+
+/// The option is answered and the client may send another.
+const CONTINUE: Next = Next::Go(State::OptionHeader);
+
+impl Default for Handshake {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Handshake {
+    pub fn new() -> Self {
+        Self {
+            state: State::ClientFlags,
+            partial: Vec::new(),
+            no_zeroes: false,
+            structured_replies: false,
+            options: 0,
+            options_max: OPTIONS_MAX,
+        }
+    }
+
+    /// Append what the server says first, before anything is fed.
+    pub fn greeting(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"NBDMAGIC");
+        out.extend_from_slice(&wire::OPTION_MAGIC.to_be_bytes());
+        out.extend_from_slice(&(SERVER_FIXED_NEWSTYLE | SERVER_NO_ZEROES).to_be_bytes());
+    }
+
+    /// Take the next piece of what the client sends and append the answers to `out`.
+    ///
+    /// After `Transmission` or `Close` the handshake is over and every further piece is `Close`.
+    pub fn feed(&mut self, input: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Progress {
+        let mut consumed = 0;
+        loop {
+            let Some(item) = self.take_item(input, &mut consumed) else {
+                return Progress::NeedMore { consumed };
+            };
+            self.state = match self.handle(&item, directory, out) {
+                Next::Go(state) => state,
+                Next::Transmission(export) => {
+                    self.state = State::Ended;
+                    return Progress::Transmission { consumed, export, structured_replies: self.structured_replies };
+                }
+                Next::Close => {
+                    self.state = State::Ended;
+                    return Progress::Close { consumed };
+                }
+            };
+            if self.state == State::OptionHeader && out.len() > UNSENT_MAX {
+                return Progress::NeedMore { consumed };
+            }
+        }
+    }
+
+    /// Take what the state waits for out of the input; None, with everything taken, while it is not complete.
+    fn take_item(&mut self, input: &[u8], consumed: &mut usize) -> Option<Vec<u8>> {
+        let rest = &input[*consumed..];
+        let wanted = match &mut self.state {
+            State::ClientFlags => 4,
+            State::OptionHeader => OPTION_HEADER_BYTES,
+            State::OptionData(option) => option.data_len,
+            State::SkipData { left, .. } => {
+                let count = rest.len().min(*left);
+                *left -= count;
+                *consumed += count;
+                return (*left == 0).then(Vec::new);
+            }
+            State::Ended => 0,
+        };
+        let count = rest.len().min(wanted - self.partial.len());
+        self.partial.extend_from_slice(&rest[..count]);
+        *consumed += count;
+        (self.partial.len() == wanted).then(|| std::mem::take(&mut self.partial))
+    }
+
+    fn handle(&mut self, item: &[u8], directory: &dyn ExportDirectory, out: &mut Vec<u8>) -> Next {
+        match self.state {
+            State::ClientFlags => self.client_flags(item),
+            State::OptionHeader => self.option_header(item),
+            State::OptionData(option) | State::SkipData { option, .. } => {
+                self.option(option, item, directory, &mut Replies::new(out, option.number))
+            }
+            State::Ended => Next::Close,
+        }
+    }
+
+    /// A flag that was not offered ends the connection; fixed newstyle is honoured for who forgets to say so.
+    fn client_flags(&mut self, item: &[u8]) -> Next {
+        let flags = item.iter().fold(0, |value: u32, &byte| value << 8 | u32::from(byte));
+        self.no_zeroes = flags & CLIENT_NO_ZEROES != 0;
+        if flags & !(CLIENT_FIXED_NEWSTYLE | CLIENT_NO_ZEROES) == 0 { CONTINUE } else { Next::Close }
+    }
+
+    fn option_header(&mut self, item: &[u8]) -> Next {
+        self.options += 1;
+        let Some((number, data_len)) = wire::parse_option_header(item) else { return Next::Close };
+        if self.options > self.options_max || data_len > SKIP_MAX {
+            return Next::Close;
+        }
+        let option = OptionHeader { number, kind: OptionKind::from_wire(number), data_len: data_len as usize };
+        match option.kind {
+            OptionKind::ExportName if option.data_len > wire::STRING_MAX => Next::Close,
+            OptionKind::ExportName | OptionKind::Info | OptionKind::Go if option.data_len <= DATA_MAX => {
+                Next::Go(State::OptionData(option))
+            }
+            _ => Next::Go(State::SkipData { option, left: option.data_len }),
+        }
+    }
+
+    /// Answer an option; `data` is empty where it was read past.
+    fn option(
+        &mut self,
+        option: OptionHeader,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        replies: &mut Replies<'_>,
+    ) -> Next {
+        match option.kind {
+            OptionKind::ExportName => return self.export_name(data, directory, replies),
+            OptionKind::Abort => {
+                replies.ack();
+                return Next::Close;
+            }
+            OptionKind::Info | OptionKind::Go => return self.info(option, data, directory, replies),
+            OptionKind::List | OptionKind::StructuredReply if option.data_len != 0 => {
+                replies.refuse(Refusal::Invalid, "this option has no data");
+            }
+            OptionKind::List => self.list(directory, replies),
+            OptionKind::StructuredReply if self.structured_replies => {
+                replies.refuse(Refusal::Invalid, "structured replies are agreed on already");
+            }
+            OptionKind::StructuredReply => {
+                self.structured_replies = true;
+                replies.ack();
+            }
+            OptionKind::Unsupported => replies.refuse(Refusal::Unsupported, "this server does not have this option"),
+        }
+        CONTINUE
+    }
+
+    /// The one option that cannot be refused: what fails ends the connection.
+    fn export_name(&self, name: &[u8], directory: &dyn ExportDirectory, replies: &mut Replies<'_>) -> Next {
+        let Some(export) = wire::parse_name(name).and_then(|name| directory.find(name)) else { return Next::Close };
+        replies.export_name(&export, self.transmission_flags(&export), self.no_zeroes);
+        Next::Transmission(export.name)
+    }
+
+    fn list(&mut self, directory: &dyn ExportDirectory, replies: &mut Replies<'_>) {
+        let exports = directory.list();
+        for export in &exports {
+            replies.server(&export.name, &export.description);
+        }
+        replies.ack();
+        self.options_max = self.options_max.max(OPTIONS_MAX + exports.len() * OPTIONS_PER_EXPORT);
+    }
+
+    fn info(
+        &self,
+        option: OptionHeader,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        replies: &mut Replies<'_>,
+    ) -> Next {
+        if option.data_len > DATA_MAX {
+            replies.refuse(Refusal::TooBig, "more information requests than this server reads");
+            return CONTINUE;
+        }
+        let Some((name, requests)) = wire::parse_info(data) else {
+            replies.refuse(Refusal::Invalid, "the lengths in this option do not agree");
+            return CONTINUE;
+        };
+        let Some(name) = wire::parse_name(name) else {
+            replies.refuse(Refusal::Invalid, "an export's name is UTF-8 of at most 4096 bytes without NUL");
+            return CONTINUE;
+        };
+        let Some(export) = directory.find(name) else {
+            replies.refuse(Refusal::Unknown, &unknown_export(name));
+            return CONTINUE;
+        };
+        replies.describe(&export, self.transmission_flags(&export), requests);
+        if option.kind == OptionKind::Go { Next::Transmission(export.name) } else { CONTINUE }
+    }
+
+    fn transmission_flags(&self, export: &ExportDescription) -> u16 {
+        let others = export.transmission_flags & !proto::TRANS_SEND_DF;
+        if self.structured_replies { others | proto::TRANS_SEND_DF } else { others }
+    }
+}
+
+/// The name comes from a stranger: escaped, and cut well below what a string may have (CVE-2020-10761).
+fn unknown_export(name: &str) -> String {
+    if name.is_empty() {
+        return "there is no default export; name one".to_owned();
+    }
+    let quoted = &name[..name.floor_char_boundary(QUOTE_MAX)];
+    format!("there is no export {quoted:?}{}", if quoted.len() < name.len() { "..." } else { "" })
+}

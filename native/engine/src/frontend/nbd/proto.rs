@@ -1,0 +1,422 @@
+//! The NBD protocol's transmission phase on the wire: requests in, reply headers out.
+//!
+//! Pure and without I/O. Encoders append to a buffer that the caller keeps, so that a batch of replies is one
+//! allocation and one send; payloads are the caller's. The handshake is in [`super::handshake`].
+//!
+//! Source: NBD proto.md, "Transmission phase" and "Values".
+
+/// Bytes of a request's header (without extended headers).
+pub const REQUEST_BYTES: usize = 28;
+/// Bytes of a simple reply without its payload.
+pub const SIMPLE_REPLY_BYTES: usize = 16;
+/// Bytes of a structured reply chunk's header.
+pub const CHUNK_HEADER_BYTES: usize = 20;
+
+const REQUEST_MAGIC: u32 = 0x2560_9513;
+const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
+const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+
+// Transmission flags: what an export is and can do.
+pub const TRANS_HAS_FLAGS: u16 = 1 << 0;
+pub const TRANS_READ_ONLY: u16 = 1 << 1;
+pub const TRANS_SEND_FLUSH: u16 = 1 << 2;
+pub const TRANS_SEND_FUA: u16 = 1 << 3;
+pub const TRANS_ROTATIONAL: u16 = 1 << 4;
+pub const TRANS_SEND_TRIM: u16 = 1 << 5;
+pub const TRANS_SEND_WRITE_ZEROES: u16 = 1 << 6;
+/// Only with structured replies: the handshake sets and clears it.
+pub const TRANS_SEND_DF: u16 = 1 << 7;
+pub const TRANS_CAN_MULTI_CONN: u16 = 1 << 8;
+pub const TRANS_SEND_CACHE: u16 = 1 << 10;
+pub const TRANS_SEND_FAST_ZERO: u16 = 1 << 11;
+
+// Command flags.
+/// Durable before the reply.
+pub const FLAG_FUA: u16 = 1 << 0;
+/// WRITE_ZEROES: keep the space allocated.
+pub const FLAG_NO_HOLE: u16 = 1 << 1;
+/// READ: one content chunk.
+pub const FLAG_DF: u16 = 1 << 2;
+/// BLOCK_STATUS: one extent.
+pub const FLAG_REQ_ONE: u16 = 1 << 3;
+/// WRITE_ZEROES: fail with ENOTSUP unless faster than a write.
+pub const FLAG_FAST_ZERO: u16 = 1 << 4;
+
+/// This chunk is the reply's last.
+const REPLY_FLAG_DONE: u16 = 1 << 0;
+
+const CHUNK_NONE: u16 = 0;
+const CHUNK_OFFSET_DATA: u16 = 1;
+const CHUNK_OFFSET_HOLE: u16 = 2;
+const CHUNK_ERROR: u16 = (1 << 15) + 1;
+const CHUNK_ERROR_OFFSET: u16 = (1 << 15) + 2;
+
+/// Longest text in an error chunk in bytes; strings of 256 are those that every client takes.
+///
+/// Source: NBD proto.md, "Values": a string SHOULD NOT exceed 256 bytes and MUST NOT exceed 4096.
+const MESSAGE_MAX: usize = 256;
+
+/// The error values that NBD knows.
+///
+/// Source: NBD proto.md, "Error values".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum NbdErrno {
+    Eperm = 1,
+    Eio = 5,
+    Enomem = 12,
+    Einval = 22,
+    Enospc = 28,
+    Eoverflow = 75,
+    Enotsup = 95,
+    Eshutdown = 108,
+}
+
+impl NbdErrno {
+    /// The nearest to a positive errno of this system; EIO for whatever NBD has no value for.
+    #[inline]
+    pub fn from_errno(errno: i32) -> Self {
+        match errno {
+            libc::EPERM | libc::EACCES | libc::EROFS => Self::Eperm,
+            libc::ENOMEM => Self::Enomem,
+            libc::EINVAL => Self::Einval,
+            libc::ENOSPC | libc::EDQUOT | libc::EFBIG => Self::Enospc,
+            libc::EOVERFLOW => Self::Eoverflow,
+            libc::EOPNOTSUPP => Self::Enotsup,
+            libc::ESHUTDOWN => Self::Eshutdown,
+            _ => Self::Eio,
+        }
+    }
+}
+
+/// A positive errno as the `error` field of a reply has it.
+#[inline]
+pub fn wire_errno(errno: i32) -> u32 {
+    NbdErrno::from_errno(errno) as u32
+}
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Read,
+    Write,
+    Disconnect,
+    Flush,
+    Trim,
+    Cache,
+    WriteZeroes,
+    BlockStatus,
+}
+
+impl Command {
+    #[inline]
+    fn from_wire(value: u16) -> Option<Self> {
+        Some(match value {
+            0 => Self::Read,
+            1 => Self::Write,
+            2 => Self::Disconnect,
+            3 => Self::Flush,
+            4 => Self::Trim,
+            5 => Self::Cache,
+            6 => Self::WriteZeroes,
+            7 => Self::BlockStatus,
+            _ => return None,
+        })
+    }
+
+    /// `length` bytes follow the header.
+    #[inline]
+    pub fn has_payload(self) -> bool {
+        self == Self::Write
+    }
+
+    /// Refused on a read-only export.
+    #[inline]
+    pub fn modifies(self) -> bool {
+        matches!(self, Self::Write | Self::Trim | Self::WriteZeroes)
+    }
+
+    /// Offset and length name a part of the export.
+    #[inline]
+    pub fn has_range(self) -> bool {
+        !matches!(self, Self::Flush | Self::Disconnect)
+    }
+
+    /// The command flags that are valid here; any other is EINVAL.
+    ///
+    /// FUA is accepted on every command. FAST_ZERO is not, because no export advertises it.
+    /// Source: NBD proto.md, "Command flags".
+    #[inline]
+    pub fn allowed_flags(self, structured_replies: bool) -> u16 {
+        FLAG_FUA
+            | match self {
+                Self::WriteZeroes => FLAG_NO_HOLE,
+                Self::Read if structured_replies => FLAG_DF,
+                Self::BlockStatus => FLAG_REQ_ONE,
+                Self::Read | Self::Write | Self::Disconnect | Self::Flush | Self::Trim | Self::Cache => 0,
+            }
+    }
+}
+
+/// A request's header. Nothing is known yet about its flags and range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    pub flags: u16,
+    /// None: a command that NBD does not have, to be answered with EINVAL.
+    pub command: Option<Command>,
+    /// The client's, echoed in the reply.
+    pub cookie: u64,
+    pub offset: u64,
+    pub length: u32,
+}
+
+impl Request {
+    /// None when the magic is wrong: the stream is out of step and the connection has to end.
+    #[inline]
+    pub fn parse(header: &[u8; REQUEST_BYTES]) -> Option<Self> {
+        let (magic, rest) = header.split_first_chunk()?;
+        let (flags, rest) = rest.split_first_chunk()?;
+        let (command, rest) = rest.split_first_chunk()?;
+        let (cookie, rest) = rest.split_first_chunk()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        let (length, _) = rest.split_first_chunk()?;
+        (u32::from_be_bytes(*magic) == REQUEST_MAGIC).then(|| Self {
+            flags: u16::from_be_bytes(*flags),
+            command: Command::from_wire(u16::from_be_bytes(*command)),
+            cookie: u64::from_be_bytes(*cookie),
+            offset: u64::from_be_bytes(*offset),
+            length: u32::from_be_bytes(*length),
+        })
+    }
+
+    #[inline]
+    pub fn has_fua(&self) -> bool {
+        self.flags & FLAG_FUA != 0
+    }
+}
+
+/// Append a simple reply: `error` is 0 or an [`NbdErrno`]; a successful read's payload follows.
+#[inline]
+pub fn simple_reply(out: &mut Vec<u8>, cookie: u64, error: u32) {
+    let mut reply = [0; SIMPLE_REPLY_BYTES];
+    reply[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
+    reply[4..8].copy_from_slice(&error.to_be_bytes());
+    reply[8..].copy_from_slice(&cookie.to_be_bytes());
+    out.extend_from_slice(&reply);
+}
+
+/// Append a chunk's header, of which `length` bytes have to follow.
+#[inline]
+fn chunk(out: &mut Vec<u8>, flags: u16, kind: u16, cookie: u64, length: u32) {
+    let mut header = [0; CHUNK_HEADER_BYTES];
+    header[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
+    header[4..6].copy_from_slice(&flags.to_be_bytes());
+    header[6..8].copy_from_slice(&kind.to_be_bytes());
+    header[8..16].copy_from_slice(&cookie.to_be_bytes());
+    header[16..].copy_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&header);
+}
+
+/// Append the header of a reply's only chunk of data; `length` (1 to 2^32 - 9) bytes of `offset` have to follow.
+#[inline]
+pub fn offset_data(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32) {
+    debug_assert!(length > 0 && length <= u32::MAX - 8, "a data chunk carries at least one byte and fits its header");
+    chunk(out, REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, cookie, length + 8);
+    out.extend_from_slice(&offset.to_be_bytes());
+}
+
+/// Append a chunk that says that `length` (not 0) bytes at `offset` are zeros; `done` ends the reply.
+#[inline]
+pub fn offset_hole(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, done: bool) {
+    debug_assert!(length > 0, "a hole has at least one byte");
+    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_HOLE, cookie, 12);
+    out.extend_from_slice(&offset.to_be_bytes());
+    out.extend_from_slice(&length.to_be_bytes());
+}
+
+/// Append the chunk that ends a reply and says nothing else.
+#[inline]
+pub fn none_chunk(out: &mut Vec<u8>, cookie: u64) {
+    chunk(out, REPLY_FLAG_DONE, CHUNK_NONE, cookie, 0);
+}
+
+/// Append the chunk that fails the whole request and ends the reply; `error` is an [`NbdErrno`].
+#[inline]
+pub fn error_chunk(out: &mut Vec<u8>, cookie: u64, error: u32, message: &str) {
+    let text = message_bytes(message);
+    chunk(out, REPLY_FLAG_DONE, CHUNK_ERROR, cookie, u32::from(text.len) + 6);
+    error_text(out, error, &text);
+}
+
+/// Append a chunk that fails the request from `offset` on; `done` ends the reply.
+#[inline]
+pub fn error_offset_chunk(out: &mut Vec<u8>, cookie: u64, error: u32, message: &str, offset: u64, done: bool) {
+    let text = message_bytes(message);
+    let flags = u16::from(done) * REPLY_FLAG_DONE;
+    chunk(out, flags, CHUNK_ERROR_OFFSET, cookie, u32::from(text.len) + 14);
+    error_text(out, error, &text);
+    out.extend_from_slice(&offset.to_be_bytes());
+}
+
+struct Text<'a> {
+    bytes: &'a [u8],
+    len: u16,
+}
+
+/// As much of a message as a chunk carries, cut between characters.
+fn message_bytes(message: &str) -> Text<'_> {
+    let bytes = &message.as_bytes()[..message.floor_char_boundary(MESSAGE_MAX)];
+    Text { bytes, len: u16::try_from(bytes.len()).unwrap_or(0) } // at most MESSAGE_MAX
+}
+
+fn error_text(out: &mut Vec<u8>, error: u32, text: &Text<'_>) {
+    debug_assert_ne!(error, 0, "an error chunk has an error");
+    out.extend_from_slice(&error.to_be_bytes());
+    out.extend_from_slice(&text.len.to_be_bytes());
+    out.extend_from_slice(text.bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_BYTES] {
+        let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
+        bytes.extend(flags.to_be_bytes());
+        bytes.extend(command.to_be_bytes());
+        bytes.extend(cookie.to_be_bytes());
+        bytes.extend(offset.to_be_bytes());
+        bytes.extend(length.to_be_bytes());
+        bytes.try_into().expect("28 bytes")
+    }
+
+    #[test]
+    fn request_every_field_is_found() {
+        let request = Request::parse(&header(0x8003, 6, 0x0102_0304_0506_0708, 1 << 63, 0xffff_ffff));
+        let expected = Request {
+            flags: 0x8003,
+            command: Some(Command::WriteZeroes),
+            cookie: 0x0102_0304_0506_0708,
+            offset: 1 << 63,
+            length: 0xffff_ffff,
+        };
+        assert_eq!(request, Some(expected));
+        assert!(expected.has_fua());
+        assert!(!Request { flags: 0xfffe, ..expected }.has_fua());
+    }
+
+    #[test]
+    fn request_with_any_wrong_magic_bit_is_refused() {
+        let good = header(0, 0, 1, 0, 512);
+        assert!(Request::parse(&good).is_some());
+        for bit in 0..32 {
+            let mut bad = good;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Request::parse(&bad), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn request_commands_have_their_numbers() {
+        use Command::{BlockStatus, Cache, Disconnect, Flush, Read, Trim, Write, WriteZeroes};
+        let known = [Read, Write, Disconnect, Flush, Trim, Cache, WriteZeroes, BlockStatus];
+        for number in 0..=u16::MAX {
+            let request = Request::parse(&header(0, number, 0, 0, 0)).expect("the magic is right");
+            assert_eq!(request.command, known.get(usize::from(number)).copied(), "command {number}");
+        }
+        assert_eq!(known.map(Command::has_payload), [false, true, false, false, false, false, false, false]);
+        assert_eq!(known.map(Command::modifies), [false, true, false, false, true, false, true, false]);
+        assert_eq!(known.map(Command::has_range), [true, true, false, false, true, true, true, true]);
+    }
+
+    #[test]
+    fn flags_are_allowed_where_they_mean_something() {
+        use Command::{BlockStatus, Cache, Disconnect, Flush, Read, Trim, Write, WriteZeroes};
+        for command in [Write, Disconnect, Flush, Trim, Cache, Read] {
+            assert_eq!(command.allowed_flags(false), FLAG_FUA, "{command:?}");
+        }
+        assert_eq!(Read.allowed_flags(true), FLAG_FUA | FLAG_DF);
+        assert_eq!(Write.allowed_flags(true), FLAG_FUA);
+        assert_eq!(WriteZeroes.allowed_flags(true), FLAG_FUA | FLAG_NO_HOLE);
+        assert_eq!(BlockStatus.allowed_flags(true), FLAG_FUA | FLAG_REQ_ONE);
+    }
+
+    #[test]
+    fn errno_becomes_what_nbd_knows() {
+        let same = [libc::EPERM, libc::EIO, libc::ENOMEM, libc::EINVAL, libc::ENOSPC, libc::EOVERFLOW];
+        for errno in same.into_iter().chain([libc::EOPNOTSUPP, libc::ESHUTDOWN]) {
+            assert_eq!(i64::from(wire_errno(errno)), i64::from(errno));
+        }
+        for errno in [libc::EDQUOT, libc::EFBIG] {
+            assert_eq!(wire_errno(errno), 28);
+        }
+        for errno in [libc::EACCES, libc::EROFS] {
+            assert_eq!(wire_errno(errno), 1);
+        }
+        let known = [1, 5, 12, 22, 28, 75, 95, 108];
+        for errno in -200..10_000 {
+            assert!(known.contains(&wire_errno(errno)), "errno {errno}");
+        }
+        assert_eq!(wire_errno(libc::ENODEV), 5);
+        assert_eq!(wire_errno(0), 5, "an error without a number is an error all the same");
+    }
+
+    #[test]
+    fn simple_reply_is_sixteen_bytes() {
+        let mut out = vec![0xee];
+        simple_reply(&mut out, 0x0102_0304_0506_0708, 28);
+        assert_eq!(out, [0xee, 0x67, 0x44, 0x66, 0x98, 0, 0, 0, 28, 1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+
+    /// Flags, type, cookie, declared length and payload of the one chunk in `out`.
+    fn parse_chunk(out: &[u8]) -> (u16, u16, u64, usize, &[u8]) {
+        assert_eq!(out[..4], [0x66, 0x8e, 0x33, 0xef]);
+        let short = |at: usize| u16::from_be_bytes([out[at], out[at + 1]]);
+        let cookie = u64::from_be_bytes(out[8..16].try_into().expect("8 bytes"));
+        let length = u32::from_be_bytes(out[16..20].try_into().expect("4 bytes")) as usize;
+        (short(4), short(6), cookie, length, &out[20..])
+    }
+
+    #[test]
+    fn chunks_declare_what_follows() {
+        let mut out = Vec::new();
+        offset_data(&mut out, 7, 0x1122, 4096);
+        assert_eq!(parse_chunk(&out), (1, 1, 7, 4096 + 8, &0x1122u64.to_be_bytes()[..]));
+
+        out.clear();
+        none_chunk(&mut out, 8);
+        assert_eq!(parse_chunk(&out), (1, 0, 8, 0, &[][..]));
+
+        for (done, flags) in [(true, 1), (false, 0)] {
+            out.clear();
+            offset_hole(&mut out, 9, 512, 1 << 20, done);
+            assert_eq!(parse_chunk(&out), (flags, 2, 9, 12, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 16, 0, 0][..]));
+        }
+    }
+
+    #[test]
+    fn error_chunks_carry_errno_message_and_offset() {
+        let mut out = Vec::new();
+        error_chunk(&mut out, 5, 22, "no");
+        assert_eq!(parse_chunk(&out), (1, 0x8001, 5, 8, &[0, 0, 0, 22, 0, 2, b'n', b'o'][..]));
+
+        for (done, flags) in [(true, 1), (false, 0)] {
+            out.clear();
+            error_offset_chunk(&mut out, 5, 5, "", 0x200, done);
+            let expected: [u8; 14] = [0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
+            assert_eq!(parse_chunk(&out), (flags, 0x8002, 5, 14, &expected[..]));
+        }
+    }
+
+    #[test]
+    fn error_chunk_long_message_is_cut_between_characters() {
+        let message = format!("{}é", "x".repeat(MESSAGE_MAX - 1));
+        let mut out = Vec::new();
+        error_chunk(&mut out, 5, 5, &message);
+        let (_, _, _, length, payload) = parse_chunk(&out);
+        assert_eq!(length, payload.len());
+        let text = std::str::from_utf8(&payload[6..]).expect("whole characters");
+        assert_eq!(text, "x".repeat(MESSAGE_MAX - 1));
+        assert_eq!(usize::from(u16::from_be_bytes([payload[4], payload[5]])), text.len());
+    }
+}
