@@ -6,11 +6,13 @@
 //! - [`frontend`]: how clients reach a bdev
 //! - [`reactor`]: the event loops and the asynchronous storage operations
 //! - [`sys`]: the only code with `unsafe`: system calls, aligned memory, io_uring
+//! - [`engine`]: all of it as the control plane holds it
 //! - [`error`]: the error kinds, the same list as in Python
 
 #![deny(unsafe_code)]
 
 pub mod bdev;
+pub mod engine;
 pub mod error;
 pub mod events;
 pub mod frontend;

@@ -1,1 +1,3 @@
 //! How clients reach a bdev.
+
+pub mod nbd;

@@ -162,6 +162,12 @@ impl Socket {
         check(unsafe { libc::sendfile(self.raw_fd(), file.raw_fd(), &raw mut position, len) })
     }
 
+    /// Receive nothing more; wakes whoever waits to.
+    pub fn stop_reading(&self) {
+        // SAFETY: the descriptor is open.
+        let _ = unsafe { libc::shutdown(self.raw_fd(), libc::SHUT_RD) };
+    }
+
     /// End both directions; wakes whoever waits for the socket.
     pub fn shutdown(&self) {
         // SAFETY: the descriptor is open.

@@ -1,0 +1,632 @@
+//! One NBD client: handshake, then requests until it leaves.
+//!
+//! Requests are taken many per receive and answered many per send. What the bdev can do at once is done in
+//! place; everything else runs as a task, so a request that waits for a stripe holds up nobody (INV-4).
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::MAX_PAYLOAD;
+use super::budget::{Account, Permit};
+use super::export::{Export, Session};
+use super::handshake::{Handshake, Progress};
+use super::listener::Shared;
+use super::output::{Flushed, Output};
+use super::proto::{self, Command, Request};
+use super::receive::Receive;
+use crate::bdev::{Bdev, ZeroFlags, check_range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::reactor::{exec, io as socket_io};
+use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::socket::Socket;
+
+/// A client has this long to say which export it wants.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// A client that takes no replies has this long before its drain is given up.
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// Receives in a row after which other tasks get a turn, whether they ask or not.
+const TURN: u32 = 8;
+/// Largest read that is answered by a copy into the batch.
+const COPY_READ_MAX: usize = 64 << 10;
+
+/// Serve `socket` to its end. Whatever the client does, only its own connection ends (INV-9).
+pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
+    socket.tune();
+    let mut receive = Receive::new();
+    let agreed = exec::race(negotiate(&socket, id, shared, &mut receive), exec::sleep(HANDSHAKE_TIME)).await;
+    let exec::Either::Left(Some(session)) = agreed else {
+        socket.shutdown();
+        return;
+    };
+    let connection = Rc::new(Connection::new(Arc::clone(&socket), session, shared));
+    exec::spawn(Rc::clone(&connection).write_loop());
+    connection.read_loop(&mut receive).await;
+    connection.drain().await;
+    socket.shutdown();
+}
+
+/// The handshake; None when the connection is to be closed.
+async fn negotiate(socket: &Arc<Socket>, id: u64, shared: &Arc<Shared>, receive: &mut Receive) -> Option<Session> {
+    let mut handshake = Handshake::new();
+    let mut out = Vec::new();
+    handshake.greeting(&mut out);
+    loop {
+        send_all(socket, &mut out).await?;
+        let progress = handshake.feed(receive.data(), &**shared, &mut out);
+        match progress {
+            Progress::NeedMore { consumed } => receive.consume(consumed),
+            Progress::Transmission { consumed, export, structured_replies } => {
+                receive.consume(consumed);
+                let session = shared.attach(&export, id, socket, structured_replies)?;
+                send_all(socket, &mut out).await?;
+                return Some(session);
+            }
+            Progress::Close { consumed } => {
+                receive.consume(consumed);
+                let _ = send_all(socket, &mut out).await;
+                return None;
+            }
+        }
+        send_all(socket, &mut out).await?;
+        if !receive_some(socket, receive).await {
+            return None;
+        }
+    }
+}
+
+/// Send everything; None when the client is gone.
+async fn send_all(socket: &Socket, out: &mut Vec<u8>) -> Option<()> {
+    let mut done = 0;
+    while done < out.len() {
+        match socket.send(&out[done..]) {
+            Ok(count) => done += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket_io::writable(socket.raw_fd()).await,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
+    out.clear();
+    Some(())
+}
+
+/// Receive something; false at the stream's end.
+async fn receive_some(socket: &Socket, receive: &mut Receive) -> bool {
+    loop {
+        match receive.fill(socket) {
+            Ok(count) => return count > 0,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket_io::readable(socket.raw_fd()).await,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// A client in transmission.
+struct Connection {
+    socket: Arc<Socket>,
+    session: Session,
+    bdev: Arc<dyn Bdev>,
+    account: Rc<Account>,
+    output: RefCell<Output>,
+    /// The socket takes no more, or never will again.
+    blocked: Cell<bool>,
+    broken: Cell<bool>,
+    finished: Cell<bool>,
+    /// A task finished a reply that the write loop has to send.
+    dirty: Cell<bool>,
+    turn: Cell<u32>,
+    writer: RefCell<Option<Waker>>,
+    /// Waits for the output to shrink.
+    reader: RefCell<Option<Waker>>,
+}
+
+/// Why cutting requests stopped.
+enum Cut {
+    /// More bytes are needed.
+    NeedMore,
+    /// A large payload follows, of which `have` bytes were received.
+    Payload(Request, usize),
+    /// A payload that nobody wants: to be read past, then the error is the answer.
+    Skip(Request, Error),
+    /// No room for this request's memory yet.
+    OverBudget(usize),
+    /// Too much unsent, or a full batch.
+    Send,
+    /// The client is done, or sends what is no request.
+    End,
+}
+
+impl Connection {
+    fn new(socket: Arc<Socket>, session: Session, shared: &Arc<Shared>) -> Self {
+        let bdev = Arc::clone(&session.export().bdev);
+        Self {
+            socket,
+            session,
+            bdev,
+            account: Account::new(Arc::clone(shared.budget())),
+            output: RefCell::new(Output::default()),
+            blocked: Cell::new(false),
+            broken: Cell::new(false),
+            finished: Cell::new(false),
+            dirty: Cell::new(false),
+            turn: Cell::new(0),
+            writer: RefCell::new(None),
+            reader: RefCell::new(None),
+        }
+    }
+
+    fn export(&self) -> &Export {
+        self.session.export()
+    }
+
+    async fn read_loop(self: &Rc<Self>, receive: &mut Receive) {
+        loop {
+            let cut = self.cut_requests(receive);
+            self.flush();
+            match cut {
+                Cut::NeedMore => {
+                    if !self.receive_more(receive).await {
+                        return;
+                    }
+                }
+                Cut::Payload(request, have) => {
+                    if !self.receive_payload(receive, request, have).await {
+                        return;
+                    }
+                }
+                Cut::Skip(request, error) => {
+                    if !self.skip_payload(receive, u64::from(request.length)).await {
+                        return;
+                    }
+                    self.reply_error(&request, &error);
+                }
+                Cut::OverBudget(bytes) => drop(self.account.take(bytes).await),
+                Cut::Send => self.room_to_send().await,
+                Cut::End => return,
+            }
+            if self.broken.get() || self.session.is_closing() {
+                return;
+            }
+        }
+    }
+
+    /// Answer or start every complete request in the buffer.
+    fn cut_requests(self: &Rc<Self>, receive: &mut Receive) -> Cut {
+        loop {
+            if self.is_time_to_send() {
+                return Cut::Send;
+            }
+            let data = receive.data();
+            let Some(header) = data.first_chunk::<{ proto::REQUEST_BYTES }>() else { return Cut::NeedMore };
+            let Some(request) = Request::parse(header) else { return Cut::End };
+            let has_payload = request.command == Some(Command::Write);
+            let payload_len = if has_payload { request.length as usize } else { 0 };
+            let have = data.len() - proto::REQUEST_BYTES;
+            if let Err(error) = self.check(&request) {
+                if has_payload && request.length > MAX_PAYLOAD {
+                    return self.too_large(&request, &error);
+                }
+                if have < payload_len {
+                    receive.consume(proto::REQUEST_BYTES);
+                    return Cut::Skip(request, error);
+                }
+                receive.consume(proto::REQUEST_BYTES + payload_len);
+                self.reply_error(&request, &error);
+                continue;
+            }
+            if payload_len > have {
+                if payload_len <= Receive::WHOLE_MAX {
+                    return Cut::NeedMore;
+                }
+                receive.consume(proto::REQUEST_BYTES);
+                return Cut::Payload(request, have);
+            }
+            let payload = &data[proto::REQUEST_BYTES..proto::REQUEST_BYTES + payload_len];
+            match self.execute(&request, payload) {
+                Ok(()) => receive.consume(proto::REQUEST_BYTES + payload_len),
+                Err(stop) => {
+                    if matches!(stop, Cut::End) {
+                        receive.consume(proto::REQUEST_BYTES);
+                    }
+                    return stop;
+                }
+            }
+        }
+    }
+
+    /// A full batch, or, while the socket takes nothing, as much as may wait for it.
+    fn is_time_to_send(&self) -> bool {
+        let output = self.output.borrow();
+        if self.blocked.get() { output.is_over_high_water() } else { output.is_batch_full() }
+    }
+
+    /// A payload beyond every limit: the error is the last thing that the client hears.
+    fn too_large(&self, request: &Request, error: &Error) -> Cut {
+        self.reply_error(request, error);
+        Cut::End
+    }
+
+    /// Everything that can be wrong with a request before it is carried out.
+    fn check(&self, request: &Request) -> Result<()> {
+        let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidParams, message));
+        let Some(command) = request.command else { return invalid("unknown command") };
+        if request.flags & !command.allowed_flags(self.session.structured_replies()) != 0 {
+            return invalid("a flag that this command does not have here");
+        }
+        let carries_data = command.has_payload() || command == Command::Read;
+        if carries_data && request.length > MAX_PAYLOAD {
+            return invalid("a request may carry at most 64 MiB");
+        }
+        if command.modifies() && self.export().readonly {
+            return Err(Error::new(ErrorKind::Permission, "the export is read-only"));
+        }
+        if !command.has_range() {
+            return Ok(());
+        }
+        check_range(self.bdev.info(), request.offset, u64::from(request.length)).map_err(|error| {
+            // NBD: past the end is ENOSPC for what writes, EINVAL for the rest.
+            if command.modifies() && command != Command::Trim {
+                error
+            } else {
+                Error::new(ErrorKind::InvalidParams, error.message())
+            }
+        })
+    }
+
+    /// Carry out a checked request whose payload is there, or start it.
+    fn execute(self: &Rc<Self>, request: &Request, payload: &[u8]) -> std::result::Result<(), Cut> {
+        let Some(command) = request.command else { return Err(Cut::End) };
+        match command {
+            Command::Disconnect => Err(Cut::End),
+            Command::Read => self.execute_read(request),
+            Command::Write => {
+                if request.length == 0 {
+                    self.reply_ok(request);
+                    return Ok(());
+                }
+                let fua = request.has_fua();
+                if !fua && let Some(result) = self.bdev.try_write(request.offset, payload) {
+                    self.reply(request, &result);
+                    return Ok(());
+                }
+                let permit = self.permit(payload.len())?;
+                self.start_write(*request, IoBuf::from_slice(payload), permit);
+                Ok(())
+            }
+            Command::Flush | Command::Trim | Command::WriteZeroes | Command::Cache | Command::BlockStatus => {
+                let permit = self.permit(0)?;
+                self.start_other(*request, command, permit);
+                Ok(())
+            }
+        }
+    }
+
+    fn permit(&self, bytes: usize) -> std::result::Result<Permit, Cut> {
+        self.account.try_take(bytes).ok_or(Cut::OverBudget(bytes))
+    }
+
+    fn execute_read(self: &Rc<Self>, request: &Request) -> std::result::Result<(), Cut> {
+        let len = request.length as usize;
+        if len == 0 {
+            self.reply_ok(request);
+            return Ok(());
+        }
+        if let Some(lent) = self.bdev.lend(request.offset, len) {
+            let mut output = self.output.borrow_mut();
+            self.read_header(output.batch(), request);
+            output.push_file(lent, len);
+            output.end_reply();
+            return Ok(());
+        }
+        if len <= COPY_READ_MAX && self.read_in_place(request, len) {
+            return Ok(());
+        }
+        let permit = self.permit(len)?;
+        self.start_read(*request, permit);
+        Ok(())
+    }
+
+    /// Read straight into the batch, if the bdev can do that at once.
+    fn read_in_place(&self, request: &Request, len: usize) -> bool {
+        let mut output = self.output.borrow_mut();
+        let batch = output.batch();
+        let start = batch.len();
+        self.read_header(batch, request);
+        let payload = batch.len();
+        batch.resize(payload + len, 0);
+        match self.bdev.try_read(request.offset, &mut batch[payload..]) {
+            Some(Ok(())) => {
+                output.end_reply();
+                true
+            }
+            Some(Err(_)) | None => {
+                batch.truncate(start);
+                false
+            }
+        }
+    }
+
+    fn read_header(&self, out: &mut Vec<u8>, request: &Request) {
+        if self.session.structured_replies() {
+            proto::offset_data(out, request.cookie, request.offset, request.length);
+        } else {
+            proto::simple_reply(out, request.cookie, 0);
+        }
+    }
+
+    fn start_read(self: &Rc<Self>, request: Request, permit: Permit) {
+        let connection = Rc::clone(self);
+        exec::spawn(async move {
+            let result = connection.bdev.read(request.offset, request.length as usize).await;
+            match result {
+                Ok(buf) => connection.reply_data(&request, buf),
+                Err(error) => connection.reply_error(&request, &error),
+            }
+            connection.finish(permit);
+        });
+    }
+
+    fn start_write(self: &Rc<Self>, request: Request, buf: IoBuf, permit: Permit) {
+        let connection = Rc::clone(self);
+        exec::spawn(async move {
+            let data = IoData::new(buf);
+            let result = connection.bdev.write(request.offset, data, request.has_fua()).await;
+            connection.reply(&request, &result);
+            connection.finish(permit);
+        });
+    }
+
+    fn start_other(self: &Rc<Self>, request: Request, command: Command, permit: Permit) {
+        let connection = Rc::clone(self);
+        exec::spawn(async move {
+            let result = connection.other(&request, command).await;
+            connection.reply(&request, &result);
+            connection.finish(permit);
+        });
+    }
+
+    async fn other(&self, request: &Request, command: Command) -> Result<()> {
+        let (offset, len, fua) = (request.offset, u64::from(request.length), request.has_fua());
+        match command {
+            Command::Flush => self.bdev.flush().await,
+            _ if len == 0 => Ok(()),
+            Command::Trim => self.bdev.discard(offset, len, fua).await,
+            Command::WriteZeroes => {
+                let flags = ZeroFlags { no_hole: request.flags & proto::FLAG_NO_HOLE != 0, fua };
+                self.bdev.write_zeroes(offset, len, flags).await
+            }
+            Command::Cache => self.bdev.prefetch(offset, len).await,
+            Command::BlockStatus => Err(Error::new(ErrorKind::InvalidParams, "no metadata context was negotiated")),
+            Command::Read | Command::Write | Command::Disconnect => {
+                Err(Error::new(ErrorKind::Internal, "carried out elsewhere"))
+            }
+        }
+    }
+
+    fn reply(&self, request: &Request, result: &Result<()>) {
+        match result {
+            Ok(()) => self.reply_ok(request),
+            Err(error) => self.reply_error(request, error),
+        }
+    }
+
+    fn reply_ok(&self, request: &Request) {
+        let mut output = self.output.borrow_mut();
+        if self.session.structured_replies() && request.command == Some(Command::Read) {
+            proto::none_chunk(output.batch(), request.cookie);
+        } else {
+            proto::simple_reply(output.batch(), request.cookie, 0);
+        }
+        output.end_reply();
+    }
+
+    fn reply_error(&self, request: &Request, error: &Error) {
+        let errno = proto::wire_errno(error.errno());
+        let mut output = self.output.borrow_mut();
+        let structured = matches!(request.command, Some(Command::Read | Command::BlockStatus));
+        if self.session.structured_replies() && structured {
+            proto::error_chunk(output.batch(), request.cookie, errno, error.message());
+        } else {
+            proto::simple_reply(output.batch(), request.cookie, errno);
+        }
+        output.end_reply();
+    }
+
+    fn reply_data(&self, request: &Request, buf: IoBuf) {
+        debug_assert_eq!(buf.len(), request.length as usize, "a bdev fills the buffer or fails (INV-7)");
+        let mut output = self.output.borrow_mut();
+        self.read_header(output.batch(), request);
+        if buf.len() <= 8 << 10 {
+            output.batch().extend_from_slice(&buf);
+        } else {
+            output.push_buf(buf);
+        }
+        output.end_reply();
+    }
+
+    /// A task has replied: the write loop sends it together with what else is ready.
+    fn finish(&self, permit: Permit) {
+        drop(permit);
+        self.dirty.set(true);
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
+        if let Some(waker) = self.writer.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Send what there is, unless the socket is known to be full.
+    fn flush(&self) {
+        if self.blocked.get() || self.broken.get() || self.output.borrow().is_empty() {
+            return;
+        }
+        let flushed = self.output.borrow_mut().flush(&self.socket);
+        match flushed {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => {
+                self.blocked.set(true);
+                self.wake_writer();
+            }
+            Err(_) => self.set_broken(),
+        }
+        if !self.output.borrow().is_over_high_water()
+            && let Some(waker) = self.reader.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn set_broken(&self) {
+        self.broken.set(true);
+        self.socket.shutdown();
+        self.wake_writer();
+        if let Some(waker) = self.reader.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Wait until the output is small enough to take more requests.
+    async fn room_to_send(&self) {
+        poll_fn(|context| {
+            if self.broken.get() || !self.output.borrow().is_over_high_water() {
+                return Poll::Ready(());
+            }
+            *self.reader.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Let other tasks of this reactor run when they are ready, and now and then in any case.
+    async fn take_turns(&self) {
+        self.turn.set(self.turn.get() + 1);
+        if self.turn.get() >= TURN || exec::has_ready() {
+            self.turn.set(0);
+            exec::yield_now().await;
+        }
+    }
+
+    /// Receive more; false when the client is gone or told to go.
+    async fn receive_more(&self, receive: &mut Receive) -> bool {
+        self.take_turns().await;
+        loop {
+            if self.session.is_closing() {
+                return false;
+            }
+            match receive.fill(&self.socket) {
+                Ok(0) => return false,
+                Ok(_) => {
+                    socket_io::note_activity(self.session.id());
+                    return true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            }
+            let quiet = self.account.requests() == 0 && !self.blocked.get();
+            let attempt = || match receive.fill(&self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                other => Some(other),
+            };
+            match if quiet { socket_io::spin(attempt) } else { None } {
+                Some(Ok(count)) => {
+                    socket_io::note_activity(self.session.id());
+                    return count > 0;
+                }
+                Some(Err(_)) => return false,
+                None => socket_io::readable(self.socket.raw_fd()).await,
+            }
+        }
+    }
+
+    /// Receive the rest of a large payload into its own buffer, then start the write.
+    async fn receive_payload(self: &Rc<Self>, receive: &mut Receive, request: Request, have: usize) -> bool {
+        let permit = self.account.take(request.length as usize).await;
+        let mut buf = IoBuf::new(request.length as usize);
+        buf[..have].copy_from_slice(receive.data());
+        receive.consume(have);
+        let mut filled = have;
+        while filled < buf.len() {
+            match receive.fill_payload(&self.socket, &mut buf[filled..]) {
+                Ok((_, 0)) => return false,
+                Ok((own, _)) => filled += own,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.flush();
+                    socket_io::readable(self.socket.raw_fd()).await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        socket_io::note_activity(self.session.id());
+        self.start_write(request, buf, permit);
+        true
+    }
+
+    /// Read past a payload that is not wanted.
+    async fn skip_payload(&self, receive: &mut Receive, mut left: u64) -> bool {
+        loop {
+            let now = usize::try_from(left).unwrap_or(usize::MAX).min(receive.data().len());
+            receive.consume(now);
+            left -= now as u64;
+            if left == 0 {
+                return true;
+            }
+            if !receive_some(&self.socket, receive).await {
+                return false;
+            }
+        }
+    }
+
+    /// Sends what tasks have replied, and whatever waits for a full socket.
+    async fn write_loop(self: Rc<Self>) {
+        loop {
+            poll_fn(|context| {
+                let wanted = self.blocked.get() || self.dirty.get() || self.broken.get() || self.finished.get();
+                if wanted {
+                    return Poll::Ready(());
+                }
+                *self.writer.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            if self.broken.get() || self.finished.get() {
+                return;
+            }
+            self.dirty.set(false);
+            if self.blocked.get() {
+                socket_io::writable(self.socket.raw_fd()).await;
+                self.blocked.set(false);
+            }
+            self.flush();
+        }
+    }
+
+    /// Finish what is in flight and deliver its answers; bounded when the client takes none.
+    async fn drain(&self) {
+        self.account.idle().await;
+        let deadline = exec::now() + DRAIN_TIME;
+        self.flush();
+        while !self.broken.get() && !self.output.borrow().is_empty() {
+            let sent = poll_fn(|context| {
+                if self.broken.get() || !self.output.borrow().is_over_high_water() && self.output.borrow().is_empty() {
+                    return Poll::Ready(());
+                }
+                *self.reader.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            });
+            if matches!(exec::race(sent, exec::sleep_until(deadline)).await, exec::Either::Right(())) {
+                break;
+            }
+        }
+        self.finished.set(true);
+        self.wake_writer();
+    }
+}

@@ -1,0 +1,166 @@
+//! One export: a name, a bdev, and the clients that use it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::MAX_PAYLOAD;
+use super::handshake::ExportDescription;
+use super::proto;
+use crate::bdev::Bdev;
+use crate::sys::socket::Socket;
+
+/// Clients that take no answers are cut off after this long when their export goes.
+const DRAIN_TIME: Duration = Duration::from_secs(15);
+
+/// What is to be exported, and how.
+#[derive(Clone)]
+pub struct ExportOptions {
+    pub name: String,
+    pub bdev: Arc<dyn Bdev>,
+    pub readonly: bool,
+    /// Answers to the empty name.
+    pub default: bool,
+    /// 0: no limit of its own.
+    pub max_connections: usize,
+    pub description: String,
+}
+
+/// An export and its clients.
+pub struct Export {
+    pub name: String,
+    pub bdev: Arc<dyn Bdev>,
+    pub readonly: bool,
+    pub default: bool,
+    max_connections: usize,
+    description: String,
+    closing: AtomicBool,
+    clients: Mutex<HashMap<u64, Arc<Socket>>>,
+    all_gone: Condvar,
+}
+
+impl Export {
+    pub fn new(options: ExportOptions) -> Self {
+        let readonly = options.readonly || options.bdev.info().readonly;
+        Self {
+            name: options.name,
+            bdev: options.bdev,
+            readonly,
+            default: options.default,
+            max_connections: options.max_connections,
+            description: options.description,
+            closing: AtomicBool::new(false),
+            clients: Mutex::new(HashMap::new()),
+            all_gone: Condvar::new(),
+        }
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<u64, Arc<Socket>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.clients().len()
+    }
+
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// What a client is told about the export.
+    pub fn describe(&self) -> ExportDescription {
+        let info = self.bdev.info();
+        let mut flags = proto::TRANS_HAS_FLAGS
+            | proto::TRANS_SEND_FLUSH
+            | proto::TRANS_SEND_FUA
+            | proto::TRANS_SEND_CACHE
+            | proto::TRANS_CAN_MULTI_CONN;
+        if self.readonly {
+            flags |= proto::TRANS_READ_ONLY;
+        } else {
+            flags |= proto::TRANS_SEND_WRITE_ZEROES;
+            if info.unmap {
+                flags |= proto::TRANS_SEND_TRIM;
+            }
+        }
+        ExportDescription {
+            name: self.name.clone(),
+            size_bytes: info.size_bytes(),
+            transmission_flags: flags,
+            description: self.description.clone(),
+            min_block: info.block_size,
+            preferred_block: info.block_size.max(4096),
+            max_payload: MAX_PAYLOAD,
+        }
+    }
+
+    /// Count a client in, unless the export is going away or full.
+    pub fn attach(self: &Arc<Self>, id: u64, socket: Arc<Socket>, structured_replies: bool) -> Option<Session> {
+        let mut clients = self.clients();
+        let full = self.max_connections != 0 && clients.len() >= self.max_connections;
+        if full || self.closing.load(Ordering::Acquire) {
+            return None;
+        }
+        clients.insert(id, socket);
+        drop(clients);
+        Some(Session { export: Arc::clone(self), id, structured_replies })
+    }
+
+    /// Let every client finish what it has in flight, then part with it. Returns when the last one is gone.
+    pub fn drain(&self) {
+        self.closing.store(true, Ordering::Release);
+        let mut clients = self.clients();
+        for socket in clients.values() {
+            socket.stop_reading();
+        }
+        let deadline = Instant::now() + DRAIN_TIME;
+        while !clients.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                for socket in clients.values() {
+                    socket.shutdown();
+                }
+            }
+            // Requests in flight always end (INV-4), so this waits for them and for nothing else.
+            let pause = if left.is_zero() { Duration::from_secs(1) } else { left };
+            clients = self.all_gone.wait_timeout(clients, pause).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// One client's use of an export; ends when dropped.
+pub struct Session {
+    export: Arc<Export>,
+    id: u64,
+    structured_replies: bool,
+}
+
+impl Session {
+    pub fn export(&self) -> &Arc<Export> {
+        &self.export
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn structured_replies(&self) -> bool {
+        self.structured_replies
+    }
+
+    /// The export is going away: take no more requests.
+    pub fn is_closing(&self) -> bool {
+        self.export.closing.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut clients = self.export.clients();
+        clients.remove(&self.id);
+        if clients.is_empty() {
+            self.export.all_gone.notify_all();
+        }
+    }
+}

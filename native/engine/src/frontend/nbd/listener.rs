@@ -1,0 +1,342 @@
+//! A listening socket and the exports that it offers.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::ToSocketAddrs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::budget::Budget;
+use super::connection;
+use super::export::{Export, ExportOptions, Session};
+use super::handshake::{ExportDescription, ExportDirectory, ExportListing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::reactor::{Reactors, exec, io as socket_io};
+use crate::sys::socket::Socket;
+
+const BACKLOG: i32 = 512;
+/// Clients of one listener, handshakes included; more wait in the backlog.
+const MAX_CLIENTS: usize = 4096;
+/// Pause when no descriptor is to be had for a client.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// NBD proto.md, "Values": a string is at most 4096 bytes.
+const MAX_NAME: usize = 4096;
+
+/// A listener as the control plane holds it. Every method may block; none is called on a reactor.
+pub struct NbdListener {
+    shared: Arc<Shared>,
+    address: String,
+    node: Option<Node>,
+}
+
+/// The socket's file, and whose it is.
+struct Node {
+    path: PathBuf,
+    dev: u64,
+    ino: u64,
+}
+
+/// What a listener's connections share.
+pub struct Shared {
+    exports: Mutex<BTreeMap<String, Arc<Export>>>,
+    budget: Arc<Budget>,
+    reactors: Arc<Reactors>,
+    socket: Socket,
+    closing: AtomicBool,
+    next_id: AtomicU64,
+    clients: Mutex<HashMap<u64, Arc<Socket>>>,
+    /// Clients and the accepting task itself have ended.
+    ended: Condvar,
+    accepting: AtomicBool,
+}
+
+impl NbdListener {
+    /// Listen on a Unix socket; a dead socket in its place is replaced, a live one is not.
+    ///
+    /// # Errors
+    /// `Busy` when somebody listens there, `AlreadyExists` when something else has the name, `InvalidParams` when the
+    /// path is too long.
+    pub fn listen_unix(reactors: &Arc<Reactors>, budget: &Arc<Budget>, path: &Path) -> Result<Self> {
+        refuse_occupied(path)?;
+        // Made under another name and renamed: whoever connects meets the old listener or this one, never nothing.
+        let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
+        let _ = std::fs::remove_file(&temporary);
+        let socket = Socket::listen_unix(&temporary, BACKLOG).map_err(|error| listen_error(path, &error))?;
+        let failed = |error: io::Error| Error::from_io(path.display(), &error);
+        let meta = std::fs::metadata(&temporary).map_err(failed)?;
+        if let Err(error) = std::fs::rename(&temporary, path) {
+            let _ = std::fs::remove_file(&temporary);
+            return Err(failed(error));
+        }
+        let node = Node { path: path.to_owned(), dev: meta.dev(), ino: meta.ino() };
+        Ok(Self::start(reactors, budget, socket, path.display().to_string(), Some(node)))
+    }
+
+    /// Listen on a TCP address; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// `InvalidParams` when the host cannot be resolved, `Busy` when the port is taken.
+    pub fn listen_tcp(reactors: &Arc<Reactors>, budget: &Arc<Budget>, host: &str, port: u16) -> Result<Self> {
+        let mut addresses = (host, port)
+            .to_socket_addrs()
+            .map_err(|error| Error::new(ErrorKind::InvalidParams, format!("{host}:{port}: {error}")))?;
+        let address = addresses
+            .next()
+            .ok_or_else(|| Error::new(ErrorKind::InvalidParams, format!("{host}:{port}: the name has no address")))?;
+        let (socket, bound) = Socket::listen_tcp(address).map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                Error::new(ErrorKind::Busy, format!("{address}: another program listens there"))
+            } else {
+                Error::from_io(format_args!("listen on {address}"), &error)
+            }
+        })?;
+        Ok(Self::start(reactors, budget, socket, bound.to_string(), None))
+    }
+
+    fn start(
+        reactors: &Arc<Reactors>,
+        budget: &Arc<Budget>,
+        socket: Socket,
+        address: String,
+        node: Option<Node>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            exports: Mutex::new(BTreeMap::new()),
+            budget: Arc::clone(budget),
+            reactors: Arc::clone(reactors),
+            socket,
+            closing: AtomicBool::new(false),
+            next_id: AtomicU64::new(1),
+            clients: Mutex::new(HashMap::new()),
+            ended: Condvar::new(),
+            accepting: AtomicBool::new(true),
+        });
+        let accepting = Arc::clone(&shared);
+        reactors.next().spawn(move || Box::pin(accept_loop(accepting)));
+        Self { shared, address, node }
+    }
+
+    /// The socket's path, or HOST:PORT as bound.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Offer an export at once.
+    ///
+    /// # Errors
+    /// `AlreadyExists` for a taken name or a second default, `InvalidParams` for a name that NBD cannot carry,
+    /// `Unsupported` for a bdev that NBD cannot carry.
+    pub fn add_export(&self, options: ExportOptions) -> Result<()> {
+        check_exportable(&options)?;
+        let mut exports = self.shared.exports();
+        if exports.contains_key(&options.name) {
+            let message = format!("{} has an export {:?} already", self.address, options.name);
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
+        if options.default
+            && let Some(other) = exports.values().find(|export| export.default)
+        {
+            let message = format!("{} has a default export already: {:?}", self.address, other.name);
+            return Err(Error::new(ErrorKind::AlreadyExists, message));
+        }
+        exports.insert(options.name.clone(), Arc::new(Export::new(options)));
+        Ok(())
+    }
+
+    /// Offer it no longer, finish what its clients have in flight, and part with them.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn remove_export(&self, name: &str) -> Result<()> {
+        let removed = self.shared.exports().remove(name);
+        let Some(export) = removed else {
+            let message = format!("{} has no export {name:?}", self.address);
+            return Err(Error::new(ErrorKind::NotFound, message));
+        };
+        export.drain();
+        Ok(())
+    }
+
+    /// Names and numbers of clients.
+    pub fn exports(&self) -> Vec<(String, usize)> {
+        self.shared.exports().values().map(|export| (export.name.clone(), export.connections())).collect()
+    }
+
+    /// Stop listening, drain every export, end every handshake, remove the socket's file.
+    pub fn close(&self) {
+        if self.shared.closing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Some(node) = &self.node {
+            node.remove();
+        }
+        self.shared.socket.shutdown();
+        let exports = std::mem::take(&mut *self.shared.exports());
+        for export in exports.values() {
+            export.drain();
+        }
+        let mut clients = self.shared.clients();
+        for socket in clients.values() {
+            socket.shutdown();
+        }
+        while !clients.is_empty() || self.shared.accepting.load(Ordering::Acquire) {
+            self.shared.socket.shutdown();
+            let pause = Duration::from_millis(200);
+            clients = self.shared.ended.wait_timeout(clients, pause).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+impl Drop for NbdListener {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Node {
+    /// Remove the file, unless it is another's by now.
+    fn remove(&self) {
+        let ours =
+            std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.dev() == self.dev && meta.ino() == self.ino);
+        if ours {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Refuse a path that somebody listens on, or that is no socket.
+fn refuse_occupied(path: &Path) -> Result<()> {
+    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
+    if !meta.file_type().is_socket() {
+        let message = format!("{} exists and is not a socket; remove it or choose another path", path.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, message));
+    }
+    if Socket::is_live_unix(path) {
+        let message = format!("{}: another program listens there", path.display());
+        return Err(Error::new(ErrorKind::Busy, message));
+    }
+    Ok(())
+}
+
+fn listen_error(path: &Path, error: &io::Error) -> Error {
+    if error.kind() == io::ErrorKind::InvalidInput {
+        let message = format!("{} is too long for a socket (100 bytes are safe)", path.display());
+        return Error::new(ErrorKind::InvalidParams, message);
+    }
+    Error::from_io(format_args!("listen on {}", path.display()), error)
+}
+
+fn check_exportable(options: &ExportOptions) -> Result<()> {
+    if options.name.len() > MAX_NAME || options.name.contains('\0') || options.description.len() > MAX_NAME {
+        let message = format!("an export's name and description have at most {MAX_NAME} bytes and no NUL");
+        return Err(Error::new(ErrorKind::InvalidParams, message));
+    }
+    let block_size = options.bdev.info().block_size;
+    if !block_size.is_power_of_two() || block_size > 65536 {
+        let name = &options.bdev.info().name;
+        let message = format!("{name} has blocks of {block_size} bytes; NBD knows powers of two up to 65536");
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    Ok(())
+}
+
+impl Shared {
+    fn exports(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Export>>> {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clients(&self) -> MutexGuard<'_, HashMap<u64, Arc<Socket>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
+    /// The export that answers to `name`; the empty name is the default one's, or the only one's.
+    fn export(&self, name: &str) -> Option<Arc<Export>> {
+        let exports = self.exports();
+        if let Some(export) = exports.get(name) {
+            return Some(Arc::clone(export));
+        }
+        if !name.is_empty() {
+            return None;
+        }
+        let default = exports.values().find(|export| export.default);
+        let only = (exports.len() == 1).then(|| exports.values().next()).flatten();
+        default.or(only).map(Arc::clone)
+    }
+
+    /// Start using the export that was agreed on; None when it has gone or is full.
+    pub fn attach(&self, name: &str, id: u64, socket: &Arc<Socket>, structured_replies: bool) -> Option<Session> {
+        self.export(name)?.attach(id, Arc::clone(socket), structured_replies)
+    }
+}
+
+impl ExportDirectory for Shared {
+    fn list(&self) -> Vec<ExportListing> {
+        let listing = |export: &Arc<Export>| ExportListing {
+            name: export.name.clone(),
+            description: export.description().into(),
+        };
+        self.exports().values().map(listing).collect()
+    }
+
+    fn find(&self, name: &str) -> Option<ExportDescription> {
+        self.export(name).map(|export| export.describe())
+    }
+}
+
+async fn accept_loop(shared: Arc<Shared>) {
+    while !shared.closing.load(Ordering::Acquire) {
+        if shared.clients().len() >= MAX_CLIENTS {
+            exec::sleep(ACCEPT_REST).await;
+            continue;
+        }
+        match shared.socket.accept() {
+            Ok(socket) => start_client(&shared, socket),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket_io::readable(shared.socket.raw_fd()).await;
+            }
+            Err(error) if is_passing(&error) => {}
+            // No descriptors or no memory: it passes, or `close` ends it.
+            Err(_) => exec::sleep(ACCEPT_REST).await,
+        }
+    }
+    shared.accepting.store(false, Ordering::Release);
+    shared.ended.notify_all();
+}
+
+/// The client gave up, or a signal came.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted)
+}
+
+fn start_client(shared: &Arc<Shared>, socket: Socket) {
+    let socket = Arc::new(socket);
+    let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
+    shared.clients().insert(id, Arc::clone(&socket));
+    let client = Client { shared: Arc::clone(shared), id };
+    shared.reactors.next().spawn(move || {
+        Box::pin(async move {
+            connection::serve(socket, id, &client.shared).await;
+            drop(client);
+        })
+    });
+}
+
+/// Takes a client off the list when it has ended, however it ended.
+struct Client {
+    shared: Arc<Shared>,
+    id: u64,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.shared.clients().remove(&self.id);
+        self.shared.ended.notify_all();
+    }
+}

@@ -1,0 +1,19 @@
+//! The NBD frontend: fixed newstyle over Unix and TCP sockets, many exports by name on one listener.
+//!
+//! - [`listener`]: sockets, accepting, the exports of a listener
+//! - [`export`]: one name, its bdev, its clients
+//! - [`connection`]: one client
+//! - [`handshake`], [`proto`]: the protocol itself, without I/O
+//! - [`budget`], [`output`], [`receive`]: a connection's memory
+
+pub mod budget;
+mod connection;
+pub mod export;
+pub mod handshake;
+pub mod listener;
+mod output;
+pub mod proto;
+mod receive;
+
+/// Largest payload of one request in bytes; nbd-tester-client's traces need more than 47 MiB.
+pub const MAX_PAYLOAD: u32 = 64 << 20;

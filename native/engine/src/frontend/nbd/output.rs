@@ -1,0 +1,183 @@
+//! What a connection has to send: a batch of small replies, buffers, and file ranges that leave by sendfile.
+
+use std::collections::VecDeque;
+use std::io;
+
+use crate::bdev::Lent;
+use crate::sys::buf::IoBuf;
+use crate::sys::socket::Socket;
+
+/// Replies after which a batch is sent, so that the client starts while the rest is answered.
+const BATCH_REPLIES: usize = 32;
+/// Bytes after which a batch is sent.
+const BATCH_BYTES: usize = 256 << 10;
+/// Unsent bytes above which no further request is taken.
+const HIGH_WATER: usize = 1 << 20;
+
+enum Segment {
+    Bytes(Vec<u8>),
+    Buf(IoBuf),
+    File { lent: Lent, len: usize },
+}
+
+impl Segment {
+    fn len(&self) -> usize {
+        match self {
+            Segment::Bytes(bytes) => bytes.len(),
+            Segment::Buf(buf) => buf.len(),
+            Segment::File { len, .. } => *len,
+        }
+    }
+}
+
+/// How far a flush came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flushed {
+    All,
+    /// The socket is full.
+    Blocked,
+}
+
+/// The unsent replies of one connection.
+#[derive(Default)]
+pub struct Output {
+    /// Replies that are being put together; header and payload of each are contiguous.
+    batch: Vec<u8>,
+    replies: usize,
+    queue: VecDeque<Segment>,
+    /// Bytes of the queue's first segment that are gone.
+    sent: usize,
+    queued_bytes: usize,
+}
+
+impl Output {
+    /// Where small replies are appended; `end_reply` follows each.
+    pub fn batch(&mut self) -> &mut Vec<u8> {
+        &mut self.batch
+    }
+
+    pub fn end_reply(&mut self) {
+        self.replies += 1;
+    }
+
+    /// Append a buffer to the reply whose header is in the batch.
+    pub fn push_buf(&mut self, buf: IoBuf) {
+        self.close_batch();
+        self.queued_bytes += buf.len();
+        self.queue.push_back(Segment::Buf(buf));
+    }
+
+    /// Append a file range to the reply whose header is in the batch.
+    pub fn push_file(&mut self, lent: Lent, len: usize) {
+        self.close_batch();
+        self.queued_bytes += len;
+        self.queue.push_back(Segment::File { lent, len });
+    }
+
+    /// Whether it is time to send although more could be answered first.
+    pub fn is_batch_full(&self) -> bool {
+        self.replies >= BATCH_REPLIES || self.batch.len() + self.queued_bytes >= BATCH_BYTES
+    }
+
+    pub fn is_over_high_water(&self) -> bool {
+        self.batch.len() + self.queued_bytes >= HIGH_WATER
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_empty() && self.queue.is_empty()
+    }
+
+    fn close_batch(&mut self) {
+        if !self.batch.is_empty() {
+            self.queued_bytes += self.batch.len();
+            self.queue.push_back(Segment::Bytes(std::mem::take(&mut self.batch)));
+        }
+    }
+
+    /// Send as much as the socket takes.
+    ///
+    /// # Errors
+    /// What the socket says; `WriteZero` when a lent file has shrunk. The connection is of no use afterwards.
+    pub fn flush(&mut self, socket: &Socket) -> io::Result<Flushed> {
+        self.replies = 0;
+        if self.queue.is_empty() {
+            return self.flush_batch(socket);
+        }
+        self.close_batch();
+        while let Some(front) = self.queue.front() {
+            let result = match front {
+                Segment::File { lent, len } => {
+                    socket.send_file(&lent.file, lent.offset + self.sent as u64, len - self.sent)
+                }
+                Segment::Bytes(_) | Segment::Buf(_) => self.send_memory(socket),
+            };
+            match result {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Flushed::Blocked),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Flushed::All)
+    }
+
+    /// The common case: one batch, one send, and the allocation is kept.
+    fn flush_batch(&mut self, socket: &Socket) -> io::Result<Flushed> {
+        let mut done = 0;
+        while done < self.batch.len() {
+            match socket.send(&self.batch[done..]) {
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.batch.drain(..done);
+                    self.close_batch();
+                    return Ok(Flushed::Blocked);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.batch.clear();
+        Ok(Flushed::All)
+    }
+
+    fn send_memory(&self, socket: &Socket) -> io::Result<usize> {
+        let mut parts: smallvec::SmallVec<[&[u8]; 64]> = smallvec::SmallVec::new();
+        let mut skip = self.sent;
+        let mut more = false;
+        for segment in self.queue.iter().take(64) {
+            let bytes: &[u8] = match segment {
+                Segment::Bytes(bytes) => bytes,
+                Segment::Buf(buf) => buf,
+                Segment::File { .. } => {
+                    more = true;
+                    break;
+                }
+            };
+            parts.push(&bytes[skip..]);
+            skip = 0;
+        }
+        match &parts[..] {
+            [only] if more => socket.send_more(only),
+            [only] => socket.send(only),
+            many => socket.send_parts(many),
+        }
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.sent += count;
+        self.queued_bytes -= count;
+        while let Some(front) = self.queue.front() {
+            let len = front.len();
+            if self.sent < len {
+                return;
+            }
+            self.sent -= len;
+            let done = self.queue.pop_front();
+            if let (Some(Segment::Bytes(mut bytes)), true) = (done, self.batch.capacity() == 0) {
+                bytes.clear();
+                self.batch = bytes; // keep an allocation for the next batch
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What a connection has received: a buffer that requests are cut from.
+
+use std::io;
+
+use crate::sys::socket::Socket;
+
+/// Large enough for 32 writes of 4 KiB and then some.
+const CAPACITY: usize = 256 << 10;
+
+/// Received bytes that are not consumed yet.
+pub struct Receive {
+    buf: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Receive {
+    pub fn new() -> Self {
+        Self { buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// Largest payload that is received here as a whole.
+    pub const WHOLE_MAX: usize = CAPACITY / 4;
+
+    pub fn data(&self) -> &[u8] {
+        &self.buf[self.start..self.end]
+    }
+
+    pub fn consume(&mut self, count: usize) {
+        self.start += count;
+        debug_assert!(self.start <= self.end, "no more is consumed than there is");
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Make room for a whole small request.
+    fn make_room(&mut self) {
+        if self.buf.len() - self.end < Self::WHOLE_MAX * 2 {
+            self.buf.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+    }
+
+    /// Receive what is there; Ok(0) is the end of the stream.
+    pub fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
+        self.make_room();
+        let count = socket.recv(&mut self.buf[self.end..])?;
+        self.end += count;
+        Ok(count)
+    }
+
+    /// Receive into `payload` first, then the little that follows it (the next headers) here.
+    ///
+    /// Returns the bytes that went into `payload` and all that was received.
+    pub fn fill_payload(&mut self, socket: &Socket, payload: &mut [u8]) -> io::Result<(usize, usize)> {
+        /// A few headers, but not the next large payload: that goes to its own place.
+        const HEADERS: usize = 512;
+        debug_assert!(self.data().is_empty(), "the payload continues what was consumed");
+        let count = socket.recv_two(payload, &mut self.buf[..HEADERS])?;
+        let own = count.min(payload.len());
+        (self.start, self.end) = (0, count - own);
+        Ok((own, count))
+    }
+}

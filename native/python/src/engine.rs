@@ -1,0 +1,147 @@
+//! `Engine`: starts the reactors, makes bdevs and listeners.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use ubi_engine::bdev::Bdev;
+use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
+use ubi_engine::bdev::malloc::MallocBdev;
+use ubi_engine::bdev::null::NullBdev;
+use ubi_engine::engine::{Engine, EngineOptions};
+use ubi_engine::error::{Error, ErrorKind, Result};
+use ubi_engine::events::{Events, Level};
+use ubi_engine::reactor::IoEngine;
+
+use crate::bdev::PyBdev;
+use crate::error::to_python;
+use crate::listener::PyNbdListener;
+
+/// How long to wait for another process to let go of a base: a killed daemon's writes may still be landing.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+
+/// The data plane.
+#[pyclass(frozen, name = "Engine", module = "ubi_rpc._native")]
+pub struct PyEngine {
+    engine: Mutex<Option<Arc<Engine>>>,
+    events: Arc<Events>,
+    io_engine: &'static str,
+}
+
+impl PyEngine {
+    fn get(&self) -> Result<Arc<Engine>> {
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        engine.ok_or_else(|| Error::new(ErrorKind::InvalidState, "the engine is shut down"))
+    }
+
+    /// Make a bdev with the interpreter lock released.
+    fn create<B: Bdev + 'static>(
+        &self,
+        py: Python<'_>,
+        make: impl FnOnce(&Arc<Engine>) -> Result<B> + Send,
+    ) -> PyResult<PyBdev> {
+        let made = py.detach(|| {
+            let engine = self.get()?;
+            let bdev: Arc<dyn Bdev> = Arc::new(make(&engine)?);
+            Ok(PyBdev::new(&engine, bdev))
+        });
+        made.map_err(|error: Error| to_python(py, &error))
+    }
+}
+
+#[pymethods]
+impl PyEngine {
+    #[new]
+    #[pyo3(signature = (*, cpus, reactors, io_engine, memory_budget_bytes))]
+    fn new(
+        py: Python<'_>,
+        cpus: Option<Vec<usize>>,
+        reactors: usize,
+        io_engine: &str,
+        memory_budget_bytes: usize,
+    ) -> PyResult<Self> {
+        let io_engine = match io_engine {
+            "auto" => None,
+            "io_uring" => Some(IoEngine::IoUring),
+            "threads" => Some(IoEngine::Threads),
+            other => return Err(PyValueError::new_err(format!("io_engine {other:?}: auto, io_uring or threads"))),
+        };
+        let options = EngineOptions { cpus: cpus.unwrap_or_default(), reactors, io_engine, memory_budget_bytes };
+        let events = Events::new();
+        let events = events.map_err(|error| to_python(py, &Error::from_io("make an eventfd", &error)))?;
+        let engine = py.detach(|| Engine::start(&options)).map_err(|error| to_python(py, &error))?;
+        let io_engine = engine.io_engine().as_str();
+        Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), events, io_engine })
+    }
+
+    #[getter]
+    fn io_engine(&self) -> &'static str {
+        self.io_engine
+    }
+
+    #[getter]
+    fn event_fd(&self) -> i32 {
+        self.events.raw_fd()
+    }
+
+    fn drain_events(&self) -> Vec<(&'static str, String, String)> {
+        self.events.drain().into_iter().map(|event| (event.level.as_str(), event.object, event.message)).collect()
+    }
+
+    #[pyo3(signature = (*, name, path, block_size, readonly, cache, fallocate))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    fn create_aio(
+        &self,
+        py: Python<'_>,
+        name: String,
+        path: PathBuf,
+        block_size: Option<u32>,
+        readonly: bool,
+        cache: &str,
+        fallocate: bool,
+    ) -> PyResult<PyBdev> {
+        let cache = match cache {
+            "none" => Cache::None,
+            "writeback" => Cache::Writeback,
+            other => return Err(PyValueError::new_err(format!("cache {other:?}: none or writeback"))),
+        };
+        let options = AioOptions { name, path, block_size, readonly, cache, fallocate, lock_wait: LOCK_WAIT };
+        self.create(py, |_| {
+            let bdev = AioBdev::open(&options)?;
+            if bdev.opened_elsewhere() == Some(true) {
+                let message = format!("another program has {} open without a lock", options.path.display());
+                self.events.post(Level::Warning, &options.name, message);
+            }
+            Ok(bdev)
+        })
+    }
+
+    #[pyo3(signature = (*, name, num_blocks, block_size))]
+    fn create_malloc(&self, py: Python<'_>, name: &str, num_blocks: u64, block_size: u32) -> PyResult<PyBdev> {
+        self.create(py, |_| MallocBdev::new(name, num_blocks, block_size))
+    }
+
+    #[pyo3(signature = (*, name, num_blocks, block_size))]
+    fn create_null(&self, py: Python<'_>, name: &str, num_blocks: u64, block_size: u32) -> PyResult<PyBdev> {
+        self.create(py, |_| NullBdev::new(name, num_blocks, block_size))
+    }
+
+    #[pyo3(signature = (*, path))]
+    fn listen_nbd_unix(&self, py: Python<'_>, path: PathBuf) -> PyResult<PyNbdListener> {
+        let listener = py.detach(|| self.get()?.listen_nbd_unix(&path));
+        listener.map(PyNbdListener::new).map_err(|error| to_python(py, &error))
+    }
+
+    #[pyo3(signature = (*, host, port))]
+    fn listen_nbd_tcp(&self, py: Python<'_>, host: &str, port: u16) -> PyResult<PyNbdListener> {
+        let listener = py.detach(|| self.get()?.listen_nbd_tcp(host, port));
+        listener.map(PyNbdListener::new).map_err(|error| to_python(py, &error))
+    }
+
+    fn shutdown(&self, py: Python<'_>) {
+        let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).take();
+        py.detach(|| drop(engine));
+    }
+}
