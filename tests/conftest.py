@@ -113,7 +113,6 @@ async def domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
     made = Domain(world, lifecycle, dispatcher, startup, tmp_path, killed, failed)
     yield made
     world.failures.clear()
-    for event in world.held.values():
-        event.set()
+    world.let_go()
     await lifecycle.stop()
     await engine.shutdown()

@@ -1,11 +1,12 @@
 """`ubi_tgt` over the engine's double, for tests of the process: start, stop, signals, exit codes.
 
-UBI_TEST_HOLD names calls of the double that wait for ever.
+UBI_TEST_HOLD names calls of the double that wait until the signal UBI_TEST_LET_GO_ON, or for ever.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import pytest
@@ -17,5 +18,7 @@ if __name__ == "__main__":
     world = engine_double.World()
     for call in filter(None, os.environ.get("UBI_TEST_HOLD", "").split(",")):
         world.hold(call)
+    if name := os.environ.get("UBI_TEST_LET_GO_ON"):
+        signal.signal(signal.Signals[name], lambda *_: world.let_go())
     engine_double.install(pytest.MonkeyPatch(), world)
     sys.exit(main())

@@ -39,7 +39,8 @@ class World:
     """What the double's objects have done, and what is to go wrong.
 
     Attributes:
-        failures: the error that the next calls of a name raise.
+        failures: the error that calls of a name raise.
+        failures_once: the error that the next call of a name raises.
         held: calls of a name wait for the event; `waiting` is set when one does.
         open: names of open bdevs in order of opening.
         offers: how each export was last added.
@@ -48,6 +49,7 @@ class World:
 
     def __init__(self) -> None:
         self.failures: dict[str, EngineError] = {}
+        self.failures_once: dict[str, EngineError] = {}
         self.held: dict[str, threading.Event] = {}
         self.waiting: dict[str, threading.Event] = {}
         self.open: list[str] = []
@@ -62,10 +64,17 @@ class World:
         self.waiting[call], self.held[call] = threading.Event(), threading.Event()
         return self.waiting[call], self.held[call]
 
+    def let_go(self) -> None:
+        """Let every call go that waits."""
+        for event in self.held.values():
+            event.set()
+
     def enter(self, call: str, subject: str) -> None:
         if call in self.held:
             self.waiting[call].set()
             assert self.held[call].wait(30), f"nobody let {call} go"
+        if call in self.failures_once:
+            raise self.failures_once.pop(call)
         if call in self.failures:
             raise self.failures[call]
         self.log.append(f"{call} {subject}")

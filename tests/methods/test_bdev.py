@@ -219,31 +219,7 @@ async def test_get_bdevs_shows_spdks_members_in_spdks_order(domain: Domain) -> N
             "claimed": False,
             "zoned": False,
             "supported_io_types": {
-                name: name in {"read", "write", "unmap", "flush", "reset", "write_zeroes"}
-                for name in [
-                    "read",
-                    "write",
-                    "unmap",
-                    "flush",
-                    "reset",
-                    "nvme_admin",
-                    "nvme_io",
-                    "nvme_io_md",
-                    "write_zeroes",
-                    "zcopy",
-                    "get_zone_info",
-                    "zone_management",
-                    "zone_append",
-                    "compare",
-                    "compare_and_write",
-                    "abort",
-                    "seek_hole",
-                    "seek_data",
-                    "copy",
-                    "nvme_iov_md",
-                    "nvme_nssr",
-                    "write_uncorrectable",
-                ]
+                name: name in {"read", "write", "unmap", "flush", "reset", "write_zeroes"} for name in IO_TYPES.split()
             },
             "driver_specific": {},
         }

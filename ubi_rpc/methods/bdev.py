@@ -95,7 +95,7 @@ async def bdev_get_bdevs(services: Services, params: GetBdevsParams) -> list[dic
         try:
             shown.append(await describe(entry))
         except UbiError:
-            if entry.state is ObjectState.ONLINE:
+            if entry.state is ObjectState.ONLINE:  # otherwise it went while it was asked
                 raise
     return shown
 

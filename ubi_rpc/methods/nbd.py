@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from ubi_rpc.errors import UbiError
 from ubi_rpc.frontends.nbd import NbdExportParams
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import Method
-from ubi_rpc.storage.registry import ExportEntry
+from ubi_rpc.storage.registry import ExportEntry, ObjectState
 
 
 class ExportNameParams(Params):
@@ -18,7 +19,7 @@ class ExportNameParams(Params):
 async def nbd_create_export(services: Services, params: NbdExportParams) -> dict[str, object]:
     """Offer a bdev over NBD; answers the name that clients ask for and the URI that they connect to."""
     export = await services.lifecycle.create_export(services.nbd, params.bdev_name, params.export_name, params)
-    return {"export_name": export.plan.name, "uri": _uri(export)}
+    return {"export_name": export.plan.name, "uri": export.opened.uri}
 
 
 async def nbd_delete_export(services: Services, params: ExportNameParams) -> bool:
@@ -30,7 +31,14 @@ async def nbd_delete_export(services: Services, params: ExportNameParams) -> boo
 async def nbd_get_exports(services: Services, _: NoParams) -> list[dict[str, object]]:
     """Return the exports in order of creation."""
     await services.lifecycle.settle()
-    return [await _describe(export) for export in services.lifecycle.registry.exports(services.nbd)]
+    shown = []
+    for export in services.lifecycle.registry.exports(services.nbd):
+        try:
+            shown.append(await _describe(export))
+        except UbiError:
+            if export.state is ObjectState.ONLINE:  # otherwise it went while it was asked
+                raise
+    return shown
 
 
 async def _describe(export: ExportEntry) -> dict[str, object]:
@@ -38,17 +46,13 @@ async def _describe(export: ExportEntry) -> dict[str, object]:
     return {
         "export_name": plan.name,
         "bdev_name": export.entry.name,
-        "uri": _uri(export),
+        "uri": export.opened.uri,
         "readonly": plan.readonly,
         "default": plan.default,
         "max_connections": plan.max_connections,
         "description": plan.description,
-        "connections": await export.handle.connections() if export.handle is not None else 0,
+        "connections": await export.opened.connections(),
     }
-
-
-def _uri(export: ExportEntry) -> str:
-    return export.handle.uri if export.handle is not None else ""
 
 
 METHODS = (

@@ -154,8 +154,7 @@ class Lifecycle:
     async def _close_export(self, export: ExportEntry) -> None:
         export.state = ObjectState.DELETING
         try:
-            if export.handle is not None:
-                await export.handle.close()
+            await export.opened.close()
         finally:
             self.registry.release_export(export)
             self.events.emit(f"{export.frontend.name}_unexport", export.plan.name)

@@ -71,6 +71,13 @@ class ExportEntry:
     state: ObjectState = ObjectState.CREATING
     handle: Export | None = None
 
+    @property
+    def opened(self) -> Export:
+        """The open export of an entry that has been online."""
+        if self.handle is None:
+            raise AssertionError(f"export {self.plan.name} is not open")
+        return self.handle
+
 
 class Registry:
     """All objects of the daemon."""

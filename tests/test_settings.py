@@ -1,0 +1,90 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ubi_rpc.settings import default_state_dir, parse, parse_cpus
+
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("0x3", (0, 1)),
+        ("3", (0, 1)),
+        ("F0", (4, 5, 6, 7)),
+        ("[0]", (0,)),
+        ("[2,0-1]", (0, 1, 2)),
+        ("[ 1 , 3 ]", (1, 3)),
+    ],
+)
+def test_cpus_are_read_from_masks_and_lists(text: str, cpus: tuple[int, ...]) -> None:
+    assert parse_cpus(text) == cpus
+
+
+@pytest.mark.parametrize("text", ["", "0", "0x", "-1", "[]", "[a]", "[1-0]", "[0,]", "xyz", "[-1]"])
+def test_what_is_no_cpu_set_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_cpus(text)
+
+
+def test_defaults_are_spdks() -> None:
+    settings = parse([])
+    assert settings is not None
+    assert settings.rpc_socket == Path("/var/tmp/spdk.sock")
+    assert settings.socket_dir == Path.cwd()
+    assert settings.cpus is None
+    assert settings.reactors == min(4, len(CPUS))
+    assert settings.config is None
+    assert settings.rpcs_allowed is None
+    assert settings.io_engine == "auto"
+    assert not settings.wait_for_rpc
+    assert not settings.ignore_init_errors
+
+
+def test_every_option_is_taken() -> None:
+    settings = parse(
+        f"-r r.sock -S dir --state-dir st -m [{CPUS[0]}] --json c.json --json-ignore-init-errors --wait-for-rpc "
+        "--io-engine threads --rpcs-allowed a,b".split()
+    )
+    assert settings is not None
+    assert (settings.rpc_socket, settings.config) == (Path("r.sock"), Path("c.json"))
+    assert (settings.socket_dir, settings.state_dir) == (Path.cwd() / "dir", Path("st"))
+    assert (settings.cpus, settings.reactors) == ((CPUS[0],), 1)
+    assert (settings.ignore_init_errors, settings.wait_for_rpc) == (True, True)
+    assert (settings.io_engine, settings.rpcs_allowed) == ("threads", frozenset({"a", "b"}))
+
+
+@pytest.mark.parametrize("option", ["-c", "--config", "--json"])
+def test_the_configuration_has_spdks_three_names(option: str) -> None:
+    settings = parse([option, "x"])
+    assert settings is not None
+    assert settings.config == Path("x")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--bogus"], ["-m", "zz"], ["-m", "[99999]"], ["--io-engine", "x"], ["extra"], ["--js", "x"], ["-r"]]
+)
+def test_a_bad_option_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    assert "usage: ubi_tgt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environ", "root", "expected"),
+    [
+        ({"STATE_DIRECTORY": "/run/a:/run/b"}, True, "/run/a"),
+        ({"XDG_STATE_HOME": "/x"}, True, "/var/lib/ubi_rpc"),
+        ({"XDG_STATE_HOME": "/x"}, False, "/x/ubi_rpc"),
+        ({}, False, str(Path.home() / ".local/state/ubi_rpc")),
+    ],
+)
+def test_the_state_directory_has_a_default(environ: dict[str, str], root: bool, expected: str) -> None:
+    assert default_state_dir(environ, root=root) == Path(expected)
