@@ -91,6 +91,9 @@ impl AioBdev {
             buffered: options.cache == Cache::Writeback || in_memory,
             survives: if in_memory { Survives::Process } else { Survives::Power },
         };
+        if info.buffered {
+            file.advise_random();
+        }
         Ok(Self {
             info,
             file: Arc::new(file),

@@ -90,6 +90,25 @@ impl Doorbell {
 pub struct Handle {
     inbox: Arc<Inbox>,
     stopping: Arc<AtomicBool>,
+    /// Clients that were placed here and have not ended.
+    clients: Arc<AtomicUsize>,
+}
+
+/// A client's place on a reactor, given up when dropped.
+pub struct Place {
+    handle: Handle,
+}
+
+impl Place {
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.handle.clients.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Handle {
@@ -174,7 +193,18 @@ impl Reactors {
         self.handles.len()
     }
 
-    /// Reactors in turn, for spreading connections and volumes.
+    /// The reactor with the fewest clients, for one more.
+    pub fn place(&self) -> Place {
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let count = self.handles.len();
+        let in_turn = (0..count).map(|step| &self.handles[(first + step) % count]);
+        let fewest = in_turn.min_by_key(|handle| handle.clients.load(Ordering::Relaxed));
+        let handle = fewest.expect("an engine has a reactor").clone();
+        handle.clients.fetch_add(1, Ordering::Relaxed);
+        Place { handle }
+    }
+
+    /// Reactors in turn, for work of the control plane.
     pub fn next(&self) -> Handle {
         let index = self.next.fetch_add(1, Ordering::Relaxed) % self.handles.len();
         self.handles[index].clone()
@@ -220,7 +250,11 @@ impl Reactor {
     }
 
     fn handle(&self) -> Handle {
-        Handle { inbox: Arc::clone(self.exec.inbox()), stopping: Arc::clone(&self.stopping) }
+        Handle {
+            inbox: Arc::clone(self.exec.inbox()),
+            stopping: Arc::clone(&self.stopping),
+            clients: Arc::new(AtomicUsize::new(0)),
+        }
     }
 
     fn run(self) {

@@ -79,10 +79,7 @@ impl Export {
         if self.readonly {
             flags |= proto::TRANS_READ_ONLY;
         } else {
-            flags |= proto::TRANS_SEND_WRITE_ZEROES;
-            if info.unmap {
-                flags |= proto::TRANS_SEND_TRIM;
-            }
+            flags |= proto::TRANS_SEND_WRITE_ZEROES | proto::TRANS_SEND_TRIM;
         }
         ExportDescription {
             name: self.name.clone(),

@@ -14,7 +14,7 @@ use super::connection;
 use super::export::{Export, ExportOptions, Session};
 use super::handshake::{ExportDescription, ExportDirectory, ExportListing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::reactor::{Reactors, exec, io as socket_io};
+use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
 const BACKLOG: i32 = 512;
@@ -319,8 +319,10 @@ fn start_client(shared: &Arc<Shared>, socket: Socket) {
     let socket = Arc::new(socket);
     let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
     shared.clients().insert(id, Arc::clone(&socket));
-    let client = Client { shared: Arc::clone(shared), id };
-    shared.reactors.next().spawn(move || {
+    let place = shared.reactors.place();
+    let handle = place.handle().clone();
+    let client = Client { shared: Arc::clone(shared), id, _place: place };
+    handle.spawn(move || {
         Box::pin(async move {
             connection::serve(socket, id, &client.shared).await;
             drop(client);
@@ -332,6 +334,7 @@ fn start_client(shared: &Arc<Shared>, socket: Socket) {
 struct Client {
     shared: Arc<Shared>,
     id: u64,
+    _place: Place,
 }
 
 impl Drop for Client {
