@@ -31,6 +31,7 @@ class World:
     gates: dict[str, asyncio.Event] = field(default_factory=dict)
     started: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
+    cancelled: Counter[str] = field(default_factory=Counter)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     actions: list[Callable[[], None]] = field(default_factory=list)
 
@@ -75,7 +76,11 @@ async def echo(world: World, params: ValueParams) -> object:
 
 async def hold(world: World, params: HoldParams) -> object:
     await world.count(world.started, params.key)
-    await world.gate(params.key).wait()
+    try:
+        await world.gate(params.key).wait()
+    except asyncio.CancelledError:
+        world.cancelled[params.key] += 1
+        raise
     await world.count(world.ended, params.key)
     return "x" * params.size if params.size else params.key
 

@@ -3,6 +3,10 @@
 Owns the flow control of a connection. Every queue here has a bound: what is received but not parsed (one
 read), what is parsed but not answered (`MAX_IN_FLIGHT`, `MAX_IN_FLIGHT_BYTES`), what is answered but not
 taken by the client (`UNSENT_HIGH_WATER_BYTES`, `MAX_UNSENT_BYTES`).
+
+Requests start in bursts of `BURST` with a rest of `REST_TURNS` turns of the event loop between them. That is time
+enough for the answers of handlers that do not wait to reach the socket, so that a client that asks much and
+reads nothing is noticed before the next burst starts.
 """
 
 from __future__ import annotations
@@ -29,8 +33,11 @@ MAX_IN_FLIGHT_BYTES: Final = 4 * 1024 * 1024
 UNSENT_HIGH_WATER_BYTES: Final = 1024 * 1024
 """With more answers than this unread by the client, no further request is read or started."""
 
-MAX_UNSENT_BYTES: Final = 2 * MAX_ANSWER_BYTES
-"""With more than this unread (requests started earlier go on answering) the connection is dropped."""
+BURST: Final = 8
+REST_TURNS: Final = 4
+
+MAX_UNSENT_BYTES: Final = BURST * MAX_ANSWER_BYTES
+"""With more than this unread (requests that waited go on answering) the connection is dropped."""
 
 
 class Owner(Protocol):
@@ -67,8 +74,9 @@ class Connection(asyncio.Protocol):
         self._in_flight_bytes = 0
         self._half_closed = False  # the client sends no more
         self._refused = False  # nothing more is read: the stream is not JSON, or the server stops
-        self._drained = asyncio.Event()
-        self._drained.set()
+        self._unread = False  # answers pile up that the client does not read
+        self._burst = 0  # requests started since the connection last rested or had nothing to do
+        self._resting = False
         self.fd = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -99,18 +107,17 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Start nothing while the client leaves its answers unread."""
-        self._drained.clear()
+        self._unread = True
 
     def resume_writing(self) -> None:
         """Go on: the client has read."""
-        self._drained.set()
+        self._unread = False
         self.advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End. What is being handled goes on; its answers are dropped."""
         logger.debug("peer_pid=%d connection closed error=%r", self._session.peer_pid, exc)
         self._transport = None
-        self._drained.set()
         self._owner.forget(self)
 
     def finish(self) -> None:
@@ -148,7 +155,8 @@ class Connection(asyncio.Protocol):
             not self._owner.serving
             or self._in_flight >= MAX_IN_FLIGHT
             or self._in_flight_bytes >= MAX_IN_FLIGHT_BYTES
-            or not self._drained.is_set()
+            or self._unread
+            or self._resting
         )
 
     def _start_next(self) -> bool:
@@ -166,24 +174,38 @@ class Connection(asyncio.Protocol):
         size_bytes = self._parser.last_size_bytes
         self._in_flight += count
         self._in_flight_bytes += size_bytes
-        task = asyncio.get_running_loop().create_task(self._serve(value, count, size_bytes))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._serve(value, count, size_bytes))
         self._owner.tasks.add(task)
         task.add_done_callback(self._owner.tasks.discard)
+        self._burst += count
+        if self._burst >= BURST:
+            self._resting = True
+            loop.call_soon(self._rest, REST_TURNS)
         return True
+
+    def _rest(self, turns: int) -> None:
+        """Let `turns` turns of the event loop pass, then go on."""
+        if turns > 0:
+            asyncio.get_running_loop().call_soon(self._rest, turns - 1)
+        else:
+            self._resting = False
+            self._burst = 0
+            self.advance()
 
     async def _serve(self, value: object, count: int, size_bytes: int) -> None:
         """Answer one request or batch."""
         actions: list[Callable[[], None]] = []
         answer_actions.set(actions)
         try:
-            # A burst is started before the first of its answers fills the client's socket.
-            await self._drained.wait()
             self._send(await self._dispatcher.handle(value, self._session))
         except Exception:
             logger.exception("peer_pid=%d a request ended without an answer", self._session.peer_pid)
         finally:
             self._in_flight -= count
             self._in_flight_bytes -= size_bytes
+            if self._in_flight == 0:
+                self._burst = 0
             for action in actions:
                 action()
             self.advance()

@@ -20,9 +20,7 @@ def encode(value: object) -> str:
         TypeError, ValueError: the value has no JSON form (an object of ours, NaN, a cycle).
     """
     text = _encoder.encode(value)
-    if "\\u" in text:
-        text = _ESCAPE.sub(_upper, text)
-    return text.replace("\x7f", "\\u007F")
+    return _ESCAPE.sub(_upper, text) if "\\u" in text else text
 
 
 def _upper(escape: re.Match[str]) -> str:
