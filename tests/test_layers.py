@@ -15,7 +15,7 @@ LAYERS = [
     {"storage"},
     {"bdevs", "images", "frontends"},
     {"engine"},
-    {"params", "settings", "errors"},
+    {"params", "settings", "errors", "file_identity"},
 ]
 ALONE = {"cli_rpc"}  # standard library only
 CROSSINGS = {"ubi_rpc._native": "engine.py", "jsonrpcserver": "rpc/dispatch.py"}

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -145,6 +146,7 @@ class Daemon:
         parts.push_async_callback(server.stop)
         await server.start(paused=True)
         _make_state_dir(settings.state_dir)
+        _raise_file_limit()
         parts.push_async_callback(engine.shutdown)
         await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
         parts.push_async_callback(lifecycle.stop)
@@ -199,6 +201,12 @@ def _end_at_once() -> None:
     """End as a crash would: nothing that a client was told is lost by it, see docs on crash safety."""
     logging.shutdown()
     os._exit(EXIT_FAILED)
+
+
+def _raise_file_limit() -> None:
+    """Take as many descriptors as this process may have: each volume and each client needs some."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _make_state_dir(path: Path) -> None:

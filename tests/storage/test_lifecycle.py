@@ -108,6 +108,41 @@ async def test_a_failing_undo_still_frees_the_name(domain: Domain) -> None:
     assert await domain.call("nbd_create_export", bdev_name="n")
 
 
+async def test_a_file_that_a_bdev_writes_to_is_used_by_no_other(domain: Domain) -> None:
+    """By its identity: a link is the same file. Readers may share."""
+    await domain.aio("writer")
+    (domain.dir / "link").hardlink_to(domain.dir / "writer.raw")
+    (domain.dir / "symlink").symlink_to("writer.raw")
+    busy = (-16, "Device or resource busy")
+    for name in ("writer.raw", "link", "symlink"):
+        params = {"name": "a", "filename": str(domain.dir / name), "block_size": 512}
+        assert await domain.error("bdev_aio_create", **params) == busy
+        assert await domain.error("bdev_aio_create", readonly=True, **params) == busy
+    await domain.aio("base", 64 * MIB)
+    for image in ("base.raw", "writer.raw", "link"):  # its own base, too
+        params = {"name": "u", "base_bdev": "base", "image_path": str(domain.dir / image)}
+        expected = busy if image != "base.raw" else (-22, "Invalid argument")  # larger than what the base has room for
+        assert await domain.error("bdev_ubi_create", **params) == expected
+    await domain.call("bdev_aio_delete", name="writer")
+    image = str(domain.dir / "writer.raw")
+    await domain.call("bdev_ubi_create", name="u", base_bdev="base", image_path=image)
+    await domain.call("bdev_aio_create", name="r", filename=image, block_size=512, readonly=True)
+    assert await domain.error("bdev_aio_create", name="w", filename=image, block_size=512) == busy
+    await domain.aio("base2")
+    await domain.ubi("u2", "base2")
+
+
+async def test_a_file_is_free_once_its_bdev_is_being_deleted(domain: Domain) -> None:
+    await domain.aio()
+    _, let_go = domain.world.hold("close")
+    deletion = asyncio.create_task(domain.call("bdev_aio_delete", name="aio0"))
+    await _waiting(domain, "close", deletion)
+    again = {"name": "again", "filename": str(domain.dir / "aio0.raw"), "block_size": 512}
+    assert await domain.call("bdev_aio_create", **again) == "again"
+    let_go.set()
+    assert await deletion is True
+
+
 async def test_of_concurrent_creates_of_one_name_exactly_one_succeeds(domain: Domain) -> None:
     results = await asyncio.gather(
         *(domain.call("bdev_null_create", name="n", **NULL) for _ in range(50)), return_exceptions=True

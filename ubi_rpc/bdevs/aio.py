@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 from typing import Literal
 
 from typing_extensions import override
@@ -16,6 +15,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.file_identity import FileId, file_id, stat_path
 from ubi_rpc.params import Text, UInt32
 
 MIN_BLOCK_SIZE = 512
@@ -86,6 +86,11 @@ class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
             )
 
     @override
+    def files(self, params: AioParams, facts: os.stat_result | OSError) -> dict[FileId, bool]:
+        """Return the file."""
+        return {} if isinstance(facts, OSError) else {file_id(facts): not params.readonly}
+
+    @override
     async def open(self, engine: Engine, name: str, params: AioParams, base: Bdev | None) -> Bdev:
         """Open and lock the file."""
         return await engine.create_aio(
@@ -117,14 +122,6 @@ class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
                 "survives": bdev.info.survives,
             }
         }
-
-
-def stat_path(path: str) -> os.stat_result | OSError:
-    """Return what stat says of `path`, or its error."""
-    try:
-        return Path(path).stat()
-    except OSError as error:
-        return error
 
 
 def file_error(path: str, error: OSError) -> UbiError:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.file_identity import FileId
 from ubi_rpc.params import Params, Text, Uuid
 
 IO_TYPES = (
@@ -88,6 +89,9 @@ class BdevKind(Protocol[P_contra, F]):
 
     def plan(self, params: P_contra, facts: F, base: BdevInfo | None) -> None:
         """Raise the `UbiError` that SPDK would give for these parameters, or return. Without I/O."""
+
+    def files(self, params: P_contra, facts: F) -> dict[FileId, bool]:
+        """Return the files that it uses, each with whether it writes to it."""
 
     async def open(self, engine: Engine, name: str, params: P_contra, base: Bdev | None) -> Bdev:
         """Act. After a failure nothing is open and nothing is written."""

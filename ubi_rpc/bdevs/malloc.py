@@ -13,6 +13,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.file_identity import FileId
 from ubi_rpc.params import Int32, UInt32, UInt64
 
 SECTOR = 512
@@ -83,6 +84,11 @@ class MallocKind(BdevKind[MallocParams, None]):
                 f"{size_bytes} bytes cannot be had: the machine has {memory_bytes} bytes of memory",
                 errno=errno.ENOMEM,
             )
+
+    @override
+    def files(self, params: MallocParams, facts: None) -> dict[FileId, bool]:
+        """Return none."""
+        return {}
 
     @override
     async def open(self, engine: Engine, name: str, params: MallocParams, base: Bdev | None) -> Bdev:

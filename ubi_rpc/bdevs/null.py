@@ -10,6 +10,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, invalid
 from ubi_rpc.bdevs.malloc import MemoryDiskParams, plan_block_size, refuse_metadata
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
+from ubi_rpc.file_identity import FileId
 from ubi_rpc.params import Text, UInt32
 
 MAX_SIZE_BYTES = 2**63 - 1
@@ -60,6 +61,11 @@ class NullKind(BdevKind[NullParams, None]):
             raise invalid("block_size 0: a block has at least 512 bytes")
         if params.num_blocks * params.block_size > MAX_SIZE_BYTES:
             raise invalid(f"{params.num_blocks} blocks of {params.block_size} bytes: more than 2^63 - 1 bytes")
+
+    @override
+    def files(self, params: NullParams, facts: None) -> dict[FileId, bool]:
+        """Return none."""
+        return {}
 
     @override
     async def open(self, engine: Engine, name: str, params: NullParams, base: Bdev | None) -> Bdev:

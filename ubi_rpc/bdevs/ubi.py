@@ -11,6 +11,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import UbiError
+from ubi_rpc.file_identity import FileId
 from ubi_rpc.images import file
 from ubi_rpc.params import Text, UInt32
 
@@ -88,6 +89,11 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
             raise invalid(f"base {params.base_bdev} has {base.size_bytes} bytes; the metadata alone takes 8 MiB")
         if facts.size_bytes is not None:
             plan_image_size(params, facts.size_bytes, base)
+
+    @override
+    def files(self, params: UbiParams, facts: file.ImageFacts | UbiError) -> dict[FileId, bool]:
+        """Return the image, which is only read."""
+        return {} if isinstance(facts, UbiError) else {facts.id: False}
 
     @override
     async def open(self, engine: Engine, name: str, params: UbiParams, base: Bdev | None) -> Bdev:

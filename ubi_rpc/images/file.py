@@ -5,13 +5,14 @@ Looks at the image before an overlay is made from it; reading it is the engine's
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.file_identity import FileId, file_id, stat_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,11 @@ class ImageFacts:
 
     Args:
         size_bytes: None where only opening tells (block devices).
+        id: which file it is, whatever its path.
     """
 
     size_bytes: int | None
+    id: FileId
 
 
 async def probe(engine: Engine, path: str) -> ImageFacts | UbiError:
@@ -31,15 +34,14 @@ async def probe(engine: Engine, path: str) -> ImageFacts | UbiError:
 
 
 def _probe(path: str) -> ImageFacts | UbiError:
-    try:
-        found = Path(path).stat()
-    except OSError as error:
-        return _unusable(f"image {path}: {os.strerror(error.errno or 0)}")
+    found = stat_path(path)
+    if isinstance(found, OSError):
+        return _unusable(f"image {path}: {os.strerror(found.errno or errno.EIO)}")
     if stat.S_ISBLK(found.st_mode):
-        return ImageFacts(size_bytes=None)
+        return ImageFacts(size_bytes=None, id=file_id(found))
     if not stat.S_ISREG(found.st_mode):
         return _unusable(f"image {path} is neither a regular file nor a block device")
-    return ImageFacts(size_bytes=found.st_size)
+    return ImageFacts(size_bytes=found.st_size, id=file_id(found))
 
 
 def _unusable(message: str) -> UbiError:

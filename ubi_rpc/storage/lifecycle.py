@@ -79,12 +79,13 @@ class Lifecycle:
         self.events.emit("bdev_register", name)
 
     def _plan_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams, facts: object) -> BdevEntry:
-        """Decide in bdev_ubi's order: base absent, base claimed, the kind's own checks, the name."""
+        """Decide in bdev_ubi's order: base absent, base claimed, the kind's own checks, the name; then the files."""
         self._refuse_when_stopping()
         base = None if params.base is None else self.registry.find_base(params.base)
         kind.plan(params, facts, None if base is None else base.bdev.info)
         alias = params.uuid if params.uuid not in {None, NULL_UUID} else None
-        entry = BdevEntry(name=name, uuid=alias or str(uuid.uuid4()), kind=kind, params=params, base=base)
+        files = kind.files(params, facts)
+        entry = BdevEntry(name=name, uuid=alias or str(uuid.uuid4()), kind=kind, params=params, base=base, files=files)
         self.registry.reserve(entry)
         return entry
 

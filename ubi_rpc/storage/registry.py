@@ -15,6 +15,7 @@ from typing import Any
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams
 from ubi_rpc.engine import Bdev
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.file_identity import FileId
 from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
 from ubi_rpc.storage.turns import Key
 
@@ -37,6 +38,7 @@ class BdevEntry:
         kind: what sort of bdev.
         params: what it was created with.
         base: the bdev that it stands on and claims.
+        files: the files that it uses, each with whether it writes to it.
         state: see `ObjectState`.
         handle: the open bdev, from ONLINE on.
         claimed_by: the bdev that stands on this one.
@@ -48,6 +50,7 @@ class BdevEntry:
     kind: BdevKind[Any, Any]
     params: BdevParams
     base: BdevEntry | None
+    files: dict[FileId, bool]
     state: ObjectState = ObjectState.CREATING
     handle: Bdev | None = None
     claimed_by: BdevEntry | None = None
@@ -161,13 +164,15 @@ class Registry:
         """Take the names of a bdev that is about to be made, and claim its base. All or nothing.
 
         Raises:
-            UbiError: invalid_params for an empty name, already_exists for a name or uuid that is taken.
+            UbiError: invalid_params for an empty name, already_exists for a name or uuid that is taken, busy for a file
+                that another bdev writes to, or reads while this one would write.
         """
         if not entry.name:
             raise UbiError(ErrorKind.INVALID_PARAMS, "a bdev's name is not empty")
         for alias in (entry.name, entry.uuid):
             if (other := self._by_alias.get(alias)) is not None:
                 raise UbiError(ErrorKind.ALREADY_EXISTS, f"{alias!r} is already the name or uuid of bdev {other.name}")
+        self._refuse_shared_writing(entry)
         if entry.base is not None:
             self._refuse_claimed(entry.base)
             entry.base.claimed_by = entry
@@ -222,6 +227,18 @@ class Registry:
         """Give the name back."""
         del self._exports[(export.frontend.name, export.plan.name)]
         export.entry.exports.remove(export)
+
+    def _refuse_shared_writing(self, entry: BdevEntry) -> None:
+        """Refuse a file in use. One whose bdev is being deleted is about to be free: the engine waits for its lock."""
+        for other in self._bdevs.values():
+            if other.state is ObjectState.DELETING:
+                continue
+            for file in entry.files.keys() & other.files.keys():
+                if entry.files[file] or other.files[file]:
+                    raise UbiError(
+                        ErrorKind.BUSY,
+                        f"a file of bdev {entry.name} is in use by bdev {other.name} of kind {other.kind.name}",
+                    )
 
     @staticmethod
     def _refuse_claimed(entry: BdevEntry) -> None:
