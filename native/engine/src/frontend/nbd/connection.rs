@@ -29,6 +29,8 @@ use crate::sys::socket::Socket;
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// A client that takes no replies has this long before its drain is given up.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// A client that stops in the middle of a payload holds memory that others wait for: it has this long to go on.
+const PAYLOAD_STALL_TIME: Duration = Duration::from_secs(60);
 /// Receives in a row after which other tasks get a turn, whether they ask or not.
 const TURN: u32 = 8;
 /// Largest read that is answered by a copy into the batch.
@@ -559,7 +561,10 @@ impl Connection {
                 Ok((own, _)) => filled += own,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flush();
-                    socket_io::readable(self.socket.raw_fd()).await;
+                    let more = socket_io::readable(self.socket.raw_fd());
+                    if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
+                        return false;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return false,
