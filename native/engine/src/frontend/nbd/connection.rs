@@ -75,7 +75,7 @@ async fn negotiate(socket: &Arc<Socket>, id: u64, shared: &Arc<Shared>, receive:
             }
         }
         send_all(socket, &mut out).await?;
-        if !receive_some(socket, receive).await {
+        if receive.data().is_empty() && !receive_some(socket, receive).await {
             return None;
         }
     }
