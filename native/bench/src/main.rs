@@ -102,8 +102,8 @@ fn report(args: &Args, total: &Outcome, (user_s, sys_s): (f64, f64)) -> String {
     let (p50, p99) = (total.latency.quantile_us(0.5), total.latency.quantile_us(0.99));
     format!(
         "{{\"iops\": {iops:.1}, \"mib_s\": {mib_s:.2}, \"p50_us\": {p50:.2}, \"p99_us\": {p99:.2}, \
-         \"requests\": {}, \"errors\": {}, \"recvs\": {}, \"seconds\": {seconds}, \"structured\": {}, \
+         \"requests\": {}, \"total\": {}, \"errors\": {}, \"recvs\": {}, \"seconds\": {seconds}, \"structured\": {}, \
          \"cpu_user_s\": {user_s:.4}, \"cpu_sys_s\": {sys_s:.4}}}",
-        total.requests, total.errors, total.recvs, total.structured,
+        total.requests, total.total, total.errors, total.recvs, total.structured,
     )
 }

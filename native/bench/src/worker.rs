@@ -35,6 +35,8 @@ impl Window {
 pub struct Outcome {
     /// Requests that were finished in the window.
     pub requests: u64,
+    /// All requests, before and after it too: what the server's CPU time was spent on.
+    pub total: u64,
     /// Those of them that failed.
     pub errors: u64,
     /// Receive calls in the window.
@@ -46,6 +48,7 @@ pub struct Outcome {
 impl Outcome {
     pub fn add(&mut self, other: &Self) {
         self.requests += other.requests;
+        self.total += other.total;
         self.errors += other.errors;
         self.recvs += other.recvs;
         self.latency.add(&other.latency);
@@ -85,6 +88,7 @@ pub fn run(args: &Args, index: usize, agreed: Agreed, window: &Window) -> Result
                 strays += 1;
                 return;
             }
+            outcome.total += 1;
             if measured {
                 outcome.requests += 1;
                 outcome.errors += u64::from(!completion.ok);
