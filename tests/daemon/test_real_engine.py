@@ -1,0 +1,145 @@
+"""The daemon over the real engine: objects come and go, clients notice, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemon.process import READY, Process
+
+MIB = 1 << 20
+
+
+@pytest.fixture(params=["io_uring", "threads"])
+async def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Process]:
+    """Return a running daemon; it must end cleanly."""
+    process = Process(tmp_path)
+    await process.start("--io-engine", request.param, module="ubi_rpc")
+    assert f"io_engine={request.param}" in await process.until(READY)
+    try:
+        yield process
+        assert await process.end(signal.SIGTERM) == 0
+        assert not _sockets(tmp_path)
+    finally:
+        process.kill()
+
+
+def _sockets(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_socket()]
+
+
+def _file(daemon: Process, name: str, size_bytes: int = 16 * MIB) -> str:
+    path = daemon.folder / name
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    return str(path)
+
+
+async def _aio(daemon: Process, name: str = "aio0", **params: Any) -> None:
+    filename = _file(daemon, f"{name}.raw")
+    await daemon.call("bdev_aio_create", name=name, filename=filename, block_size=512, cache="writeback", **params)
+
+
+def _left(daemon: Process) -> tuple[list[str], list[str]]:
+    """Return what descriptors the daemon has, its JSON-RPC connections excepted, and which locks."""
+    unix = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    rpc = {f"socket:[{fields[6]}]" for fields in unix if fields[7:] == [str(daemon.socket)]}
+    process = Path(f"/proc/{daemon.running.pid}")
+    locks = [
+        line.split(": ", 1)[1] for line in Path("/proc/locks").read_text().splitlines() if f" {process.name} " in line
+    ]
+    descriptors = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+    return sorted(name for name in descriptors if name not in rpc), sorted(locks)
+
+
+async def _greeted(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_unix_connection(str(path))
+    assert (await reader.readexactly(18)).startswith(b"NBDMAGICIHAVEOPT")
+    return reader, writer
+
+
+async def test_kinds_come_and_go_and_leave_nothing(daemon: Process) -> None:
+    await daemon.call("bdev_get_bdevs")
+    before = _left(daemon)
+    await _aio(daemon)
+    await _aio(daemon, "ro", readonly=True)
+    await daemon.call("bdev_malloc_create", name="m", num_blocks=2048, block_size=4096)
+    await daemon.call("bdev_null_create", name="n", num_blocks=2**40, block_size=512)
+    for name in ("aio0", "ro", "m", "n"):
+        await daemon.call("nbd_create_export", bdev_name=name)
+    await daemon.call("nbd_create_export", bdev_name="m", export_name="tcp", address="127.0.0.1:0")
+    shown = {bdev["name"]: bdev for bdev in await daemon.call("bdev_get_bdevs")}
+    assert {name: (bdev["block_size"], bdev["num_blocks"]) for name, bdev in shown.items()} == {
+        "aio0": (512, 16 * MIB // 512),
+        "ro": (512, 16 * MIB // 512),
+        "m": (4096, 2048),
+        "n": (512, 2**40),
+    }
+    assert [export["readonly"] for export in await daemon.call("nbd_get_exports")] == [False, True, False, False, False]
+    assert _left(daemon) != before
+    for kind, name in (("aio", "aio0"), ("aio", "ro"), ("malloc", "m"), ("null", "n")):
+        assert await daemon.call(f"bdev_{kind}_delete", name=name) is True
+    assert await daemon.call("nbd_get_exports") == []
+    assert not (daemon.folder / "nbd.sock").exists()
+    assert _left(daemon) == before
+
+
+async def test_deleting_a_bdev_ends_its_clients(daemon: Process) -> None:
+    await _aio(daemon)
+    await daemon.call("nbd_create_export", bdev_name="aio0", default=True)
+    reader, writer = await _greeted(daemon.folder / "nbd.sock")
+    assert await daemon.call("bdev_aio_delete", name="aio0") is True
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_socket_that_another_program_serves_is_left_alone(daemon: Process) -> None:
+    await daemon.call("bdev_null_create", name="n", num_blocks=8, block_size=512)
+    path = daemon.folder / "theirs.sock"
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(path))
+        theirs.listen()
+        answer = await daemon.request("nbd_create_export", bdev_name="n", socket=str(path))
+        assert answer["error"]["code"] == -16, answer
+        assert path.is_socket()
+        own = await daemon.request("nbd_create_export", bdev_name="n", socket=str(daemon.socket))
+        assert own["error"]["code"] == -16, own
+    created = await daemon.call("nbd_create_export", bdev_name="n", socket=str(path))  # nobody serves it any more
+    assert created["uri"].endswith("theirs.sock")
+
+
+@pytest.mark.parametrize(
+    ("where", "code"),
+    [({"socket": "no/such/folder.sock"}, -2), ({"address": "192.0.2.1:0", "allow_plaintext": True}, -99)],
+)
+async def test_a_listener_that_the_system_refuses_leaves_nothing(
+    daemon: Process, where: dict[str, Any], code: int
+) -> None:
+    await daemon.call("bdev_null_create", name="n", num_blocks=8, block_size=512)
+    for _ in range(2):
+        assert (await daemon.request("nbd_create_export", bdev_name="n", **where))["error"]["code"] == code
+    assert await daemon.call("nbd_get_exports") == []
+
+
+async def test_a_file_that_another_daemon_holds_is_refused_after_a_while(daemon: Process, tmp_path: Path) -> None:
+    """The engine waits for the lock, and other requests do not wait with it."""
+    await _aio(daemon)
+    (tmp_path / "second").mkdir()
+    second = Process(tmp_path / "second")
+    await second.start(module="ubi_rpc")
+    await second.until(READY)
+    try:
+        params = {"name": "a", "filename": str(tmp_path / "aio0.raw"), "block_size": 512, "cache": "writeback"}
+        waiting = asyncio.create_task(second.request("bdev_aio_create", **params))
+        await second.call("bdev_null_create", name="n", num_blocks=8, block_size=512)
+        await daemon.call("bdev_aio_delete", name="aio0")
+        assert (await waiting)["result"] == "a"
+        assert await second.end(signal.SIGTERM) == 0
+    finally:
+        second.kill()
