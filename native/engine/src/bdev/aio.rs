@@ -18,7 +18,7 @@ use crate::sys::lock;
 /// Largest block size that any frontend can announce, bytes.
 const MAX_BLOCK_SIZE: u32 = 65536;
 /// Largest write that is carried out inline; above, the copy itself would hold up the reactor.
-const INLINE_WRITE_MAX: usize = 64 << 10;
+const INLINE_WRITE_MAX: usize = 256 << 10;
 /// An inline write that takes longer has blocked: the volume uses the ring for a while.
 const INLINE_WRITE_SLOW: Duration = Duration::from_millis(1);
 const INLINE_WRITE_REST_MS: u64 = 50;
