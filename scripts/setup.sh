@@ -6,6 +6,7 @@
 # Each word names what must work afterwards, the later ones include the earlier. Only what is missing is installed,
 # and a second run with nothing changed ends in well under a second: what was done is remembered under build/setup/
 # by the hash of what it was done from. As root on Debian missing packages are installed; anyone else is told which.
+# RUST_FOLDERS names the only folders to look for cargo in; usually the PATH, ~/.cargo/bin and /usr/bin.
 # Writes build/setup/env, which other scripts source to get the PATH that this script found or made.
 set -eu
 
@@ -135,7 +136,7 @@ rust_version() { "$1/rustc" --version 2>/dev/null | sed -n 's/^rustc \([0-9]*\.[
 find_rust() {
     : >"$state/rust-too-old"
     on_path=$(command -v cargo 2>/dev/null || true)
-    for folder in "${on_path%/cargo}" "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin" /usr/bin; do
+    for folder in ${RUST_FOLDERS:-"${on_path%/cargo}" "${CARGO_HOME:-${HOME:-/root}/.cargo}/bin" /usr/bin}; do
         { [ -n "$folder" ] && [ -x "$folder/cargo" ] && [ -x "$folder/rustc" ]; } || continue
         version=$(rust_version "$folder")
         [ -n "$version" ] || continue
