@@ -155,7 +155,8 @@ def main() -> int:
     except (DemoError, OSError, KeyboardInterrupt) as error:
         daemon.end(signal.SIGKILL)
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else error
-        print(f"\nThe demo failed: {reason}\nIts folder is left as it was: {folder}", file=sys.stderr)
+        print(f"\nThe demo failed: {reason}\n\nThe daemon's last words:\n{daemon.log_tail()}", file=sys.stderr)
+        print(f"\nIts folder is left as it was: {folder}", file=sys.stderr)
         return 1
     else:
         return 0
