@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from typing import Any
 DEFAULT_ADDRESS = "/var/tmp/spdk.sock"  # noqa: S108
 DEFAULT_PORT = 5260
 DEFAULT_TIMEOUT_S = 60.0
+MAX_TIMEOUT_S = 1e9  # more than a socket takes is not needed: 31 years
 CONNECT_RETRY_S = 0.2
 EXPLAIN_TIMEOUT_S = 1.0  # how long a failed call waits for the daemon's explanation
 
@@ -38,13 +40,22 @@ class RpcError(Exception):
 
 
 def out(text: str) -> None:
-    """Print a line on stdout, at once when a program reads along."""
-    sys.stdout.write(text + "\n")
+    """Print a line on stdout, if there is one."""
+    if sys.stdout is not None:
+        sys.stdout.write(text + "\n")
 
 
 def err(text: str) -> None:
-    """Print a line on stderr."""
-    sys.stderr.write(text + "\n")
+    """Print a line on stderr, behind what is on stdout by then."""
+    flush()
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+
+
+def flush() -> None:
+    """Hand over what was printed."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
 
 
 # How an answer is shown.
@@ -339,7 +350,7 @@ class Client:
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self._timeout_s = DEFAULT_TIMEOUT_S if args.rpc_timeout is None else args.rpc_timeout
+        self._timeout_s = DEFAULT_TIMEOUT_S if args.rpc_timeout is None else min(args.rpc_timeout, MAX_TIMEOUT_S)
         self._batch = bool(args.batch_mode)
         self._levels = {"ERROR": (), "INFO": ("INFO",), "DEBUG": ("INFO", "DEBUG")}[args.verbose]
         self._requests: list[Params] = []
@@ -358,7 +369,7 @@ class Client:
         Raises:
             RpcError: it failed; the text is SPDK's.
         """
-        if self._timeout_s <= 0:
+        if not self._timeout_s > 0:  # nan as well
             raise RpcError(f"Timeout value is invalid: {self._timeout_s}\n")
         self._last_id += 1
         request = make_request(method, params, self._last_id)
@@ -405,12 +416,12 @@ class Client:
 
     def _connect(self, address: str, port: int, retries: int) -> socket.socket:
         for _ in range(retries):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, OverflowError):
                 return self._connect_once(address, port)
             time.sleep(CONNECT_RETRY_S)
         try:
             return self._connect_once(address, port)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # the latter: no such port number
             raise RpcError(
                 f"Error while connecting to {address}\nIs SPDK application running?\nError details: {error}"
             ) from error
@@ -640,7 +651,7 @@ def run_server(parser: Parser, subparsers: Any, plugins: list[str]) -> int:
     """Run each line of stdin as a whole command line, with a connection of its own."""
     import shlex
 
-    for line in sys.stdin:
+    for line in sys.stdin or ():
         status = 1
         try:
             arguments = shlex.split(line)
@@ -654,7 +665,7 @@ def run_server(parser: Parser, subparsers: Any, plugins: list[str]) -> int:
         except (RpcError, ValueError) as error:
             report(error)
         out(f"**STATUS={status}")
-        sys.stdout.flush()
+        flush()
     return 0
 
 
@@ -672,7 +683,6 @@ def report(error: Exception) -> None:
     """Print a failure: SPDK's text on stdout, the daemon's explanation on stderr."""
     out(str(error))
     if isinstance(error, RpcError) and error.hint:
-        sys.stdout.flush()
         err(error.hint)
 
 
@@ -682,14 +692,15 @@ def run(arguments: list[str]) -> int:
     plugins: list[str] = []
     load_plugin(arguments, subparsers, plugins)
     args = parser.parse_args(arguments)
-    if sys.stdin is None or (sys.stdin.isatty() and not hasattr(args, "func") and not args.is_server):
+    has_command = hasattr(args, "func")
+    if not (has_command or args.is_server) and (sys.stdin is None or sys.stdin.isatty()):
         parser.print_help()
         return 1
     if args.is_server:
         return run_server(parser, subparsers, plugins)
     try:
         args.client = DryRunClient(batch=bool(args.batch_mode)) if args.dry_run else Client(args)
-        if hasattr(args, "func"):
+        if has_command:
             args.func(args)
             if args.batch_mode:
                 args.client.send_batch()
@@ -702,9 +713,12 @@ def run(arguments: list[str]) -> int:
 
 def main() -> int:
     """Run as a program: no traceback for what a user or a server can cause."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = run(sys.argv[1:])
-        sys.stdout.flush()
+        flush()
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1

@@ -343,6 +343,41 @@ async def test_size_that_is_no_number_of_blocks_is_refused_in_words(size: str) -
     assert "total_size" in outcome.out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-s", os.fsdecode(b"/\xff"), "spdk_get_version"],
+        ["-s", "/tmp/" + "x" * 300, "spdk_get_version"],
+        ["-s", "127.0.0.1", "-p", "99999999", "spdk_get_version"],
+        ["-s", "::1", "-p", "1", "spdk_get_version"],
+        ["-s", "", "spdk_get_version"],
+        ["-s", "/", "spdk_get_version"],
+        ["-t", "nan", "-s", "/dev/null", "spdk_get_version"],
+    ],
+)
+async def test_odd_address_is_an_error_in_words(arguments: list[str]) -> None:
+    outcome = await run(RPC_PY, *arguments)
+    assert outcome.code == 1
+    assert "Error while connecting to" in outcome.out
+
+
+@pytest.mark.parametrize("timeout", ["inf", "1e30", "1e300"])
+async def test_endless_timeout_is_accepted(address: str, timeout: str) -> None:
+    assert (await run(RPC_PY, "-s", address, "-t", timeout, "framework_wait_init")).code == 0
+
+
+async def test_timeout_that_is_no_number_is_refused_in_words(address: str) -> None:
+    outcome = await run(RPC_PY, "-s", address, "-t", "nan", "framework_wait_init")
+    assert (outcome.code, outcome.out) == (1, "Timeout value is invalid: nan\n\n")
+
+
+async def test_closed_standard_streams_do_not_matter(address: str) -> None:
+    command = f"exec {shlex.join([sys.executable, str(RPC_PY), '-s', address, 'bdev_get_bdevs'])}"
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        process = await asyncio.create_subprocess_shell(f"{command} {closed}")
+        assert await process.wait() == 0
+
+
 def test_reader_that_leaves_causes_no_traceback() -> None:
     with subprocess.Popen(
         [sys.executable, str(RPC_PY), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
