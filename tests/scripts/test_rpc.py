@@ -361,9 +361,9 @@ async def test_odd_address_is_an_error_in_words(arguments: list[str]) -> None:
     assert "Error while connecting to" in outcome.out
 
 
-@pytest.mark.parametrize("timeout", ["inf", "1e30", "1e300"])
-async def test_endless_timeout_is_accepted(address: str, timeout: str) -> None:
-    assert (await run(RPC_PY, "-s", address, "-t", timeout, "framework_wait_init")).code == 0
+@pytest.mark.parametrize("seconds", ["inf", "1e30", "1e300"])
+async def test_endless_timeout_is_accepted(address: str, seconds: str) -> None:
+    assert (await run(RPC_PY, "-s", address, "-t", seconds, "framework_wait_init")).code == 0
 
 
 async def test_timeout_that_is_no_number_is_refused_in_words(address: str) -> None:
