@@ -7,6 +7,7 @@ pub mod exec;
 pub mod io;
 pub mod ops;
 mod pool;
+pub mod sync;
 mod uring;
 
 use std::rc::Rc;

@@ -1,4 +1,247 @@
-//! The ubi overlay: a copy-on-access image over a base bdev.
+//! The ubi overlay: a copy-on-access image over a base bdev, in bdev_ubi's on-disk format.
+//!
+//! - [`geometry`]: sizes and positions
+//! - [`layout`]: the bytes of the metadata area; [`metadata`]: reading, checking and making it
+//! - [`stripes`]: the state of every stripe
+//! - [`volume`]: what the parts share
+//! - [`read`], [`change`], [`fetch`], [`flush`]: what is done to it
+//! - [`status`]: what it tells
+//!
+//! Nothing here knows threads or a real clock: tasks, timers and wakers are the executor's, bytes move through
+//! `Bdev` and `Image`. Any number of reactors may use one volume at once.
+//!
+//! Invariants (docs/safety.md): INV-1 header after data; INV-2 no old bytes; INV-3 a fetch never overwrites a
+//! guest's write; INV-4 every request ends once; INV-5 FLUSH covers all before it; INV-6 unknown metadata is refused;
+//! INV-7 no error becomes success.
+
+mod change;
+mod fetch;
+mod flush;
+pub mod geometry;
+pub mod layout;
+mod metadata;
+mod read;
+mod status;
+mod stripes;
+mod volume;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, ZeroFlags};
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::{Events, Level};
+use crate::image::Image;
+use crate::sys::buf::{IoBuf, IoData};
+use change::Change;
+use geometry::Geometry;
+pub use status::UbiStatus;
+use stripes::{State, StripeMap};
+use volume::Volume;
+
+/// What a volume is opened with, beside its base and its image.
+#[derive(Clone)]
+pub struct UbiOptions {
+    pub name: String,
+    /// KiB, a power of two from 64 to 1024.
+    pub stripe_size_kb: u32,
+    /// A FLUSH is answered without making anything durable; it waives INV-5 and nothing else.
+    pub no_sync: bool,
+    /// A read of a missing stripe copies it.
+    pub copy_on_read: bool,
+    /// O_DIRECT was asked for the image.
+    pub directio: bool,
+    /// Where operators are told.
+    pub events: Option<Arc<Events>>,
+}
 
 /// A ubi bdev.
-pub struct UbiBdev;
+pub struct UbiBdev {
+    volume: Arc<Volume>,
+}
+
+/// Open the volume on `base`, or format it if its magic is zero. Runs on a reactor.
+///
+/// # Errors
+/// `InvalidParams` for sizes that do not fit or a base that holds something else, `Corrupt` for damaged metadata
+/// (EINVAL both, nothing written), and what base and image said.
+pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOptions) -> Result<Arc<UbiBdev>> {
+    if base.info().readonly {
+        let message = format!("base {} is read-only and cannot hold a volume", base.info().name);
+        return Err(Error::new(ErrorKind::InvalidParams, message));
+    }
+    let geometry = Geometry::new(base.info(), image.size_bytes(), options.stripe_size_kb)?;
+    image.recheck()?;
+    let area = metadata::load_or_format(&*base, &geometry).await?;
+    let stripes = StripeMap::new(geometry.stripes, |stripe| area[layout::header_at(stripe)] == 1);
+    let info = BdevInfo {
+        name: options.name.clone(),
+        num_blocks: geometry.volume_bytes / geometry.block_bytes,
+        flush: true,
+        write_zeroes: true,
+        unmap_reads_zero: false, // a discard inside a missing stripe changes nothing
+        ..base.info().clone()
+    };
+    let volume = Volume {
+        options,
+        info,
+        geometry,
+        base,
+        image,
+        stripes,
+        fetches: fetch::Fetches::new(),
+        rounds: flush::Rounds::new(area),
+        counters: status::Counters::default(),
+        stat: IoStat::default(),
+        tasks: volume::Tasks::default(),
+        closing: AtomicBool::new(false),
+    };
+    if volume.options.directio && !volume.image.directio_in_effect() {
+        volume.tell(Level::Info, &format!("image {} is read without O_DIRECT", volume.image.name()));
+    }
+    Ok(Arc::new(UbiBdev { volume: Arc::new(volume) }))
+}
+
+impl UbiBdev {
+    /// Progress and state just now.
+    pub fn status(&self) -> UbiStatus {
+        self.volume.status()
+    }
+
+    /// Whether a write to the range may go straight to the base and be acknowledged from there.
+    #[inline]
+    fn is_published(&self, start: u64, end: u64) -> bool {
+        let volume = &*self.volume;
+        if volume.rounds.has_failed() {
+            return false;
+        }
+        volume.stripes.is_complete()
+            || volume.stripes.all_at_least(volume.geometry.stripes_of(start, end), State::Published)
+    }
+
+    fn count<T>(&self, ops: &AtomicU64, bytes: Option<(&AtomicU64, u64)>, result: &Result<T>) {
+        match result {
+            Ok(_) => {
+                IoStat::add(ops, 1);
+                if let Some((counter, len)) = bytes {
+                    IoStat::add(counter, len);
+                }
+            }
+            Err(_) => IoStat::add(&self.volume.stat.num_errors, 1),
+        }
+    }
+}
+
+impl Bdev for UbiBdev {
+    fn info(&self) -> &BdevInfo {
+        &self.volume.info
+    }
+
+    #[inline]
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        let len = buf.len() as u64;
+        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
+            return None;
+        }
+        let result = self.volume.base.try_read(self.volume.geometry.on_base(offset), buf)?;
+        let stat = &self.volume.stat;
+        self.count(&stat.num_read_ops, Some((&stat.bytes_read, len)), &result);
+        Some(result)
+    }
+
+    #[inline]
+    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let len = data.len() as u64;
+        if len == 0 || !self.is_published(offset, offset + len) {
+            return None;
+        }
+        let result = self.volume.base.try_write(self.volume.geometry.on_base(offset), data)?;
+        let stat = &self.volume.stat;
+        self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+        Some(result)
+    }
+
+    fn lend(&self, offset: u64, len: usize) -> Option<Lent> {
+        if len == 0 || !self.volume.is_on_base(offset, offset + len as u64) {
+            return None;
+        }
+        let lent = self.volume.base.lend(self.volume.geometry.on_base(offset), len)?;
+        let stat = &self.volume.stat;
+        self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &Ok(()));
+        Some(lent)
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
+        Box::pin(async move {
+            let result = self.volume.read_range(offset..offset + len as u64).await;
+            let stat = &self.volume.stat;
+            self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &result);
+            result
+        })
+    }
+
+    fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let len = data.len() as u64;
+            let change = Change::Write { data, origin: offset };
+            let result = self.volume.change(offset..offset + len, change, fua).await;
+            let stat = &self.volume.stat;
+            self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+            result
+        })
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let result =
+                if self.volume.options.no_sync { self.volume.rounds.check() } else { self.volume.flush_round().await };
+            self.count(&self.volume.stat.num_flush_ops, None, &result);
+            result
+        })
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let change = Change::Zero { no_hole: flags.no_hole };
+            let result = self.volume.change(offset..offset + len, change, flags.fua).await;
+            let stat = &self.volume.stat;
+            self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+            if result.is_ok() {
+                self.volume.count_zeroed(len);
+            }
+            result
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let result = self.volume.change(offset..offset + len, Change::Discard, fua).await;
+            let stat = &self.volume.stat;
+            self.count(&stat.num_unmap_ops, Some((&stat.bytes_unmapped, len)), &result);
+            result
+        })
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.volume.prefetch_range(offset..offset + len))
+    }
+
+    /// Publish and flush; afterwards only bdev_ubi's own re-reading of the base is needed to open it again.
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.volume.closing.store(true, Ordering::Release);
+            self.volume.tasks.wait_for_end().await;
+            let result = self.volume.flush_round().await;
+            self.volume.tasks.wait_for_end().await;
+            result
+        })
+    }
+
+    fn iostat(&self) -> &IoStat {
+        &self.volume.stat
+    }
+
+    fn ubi(&self) -> Option<&UbiBdev> {
+        Some(self)
+    }
+}

@@ -1,0 +1,285 @@
+//! Rounds: how headers become durable, and how a FLUSH is answered.
+//!
+//! One publisher a volume, one round at a time: freeze the set of stripes that are Present but not Published →
+//! flush the base → write the header pages built from what is durable and what is frozen → flush the base → the
+//! frozen stripes are Published → answer everybody who asked before the freeze. So a header is durable only after
+//! the data of its stripe is (INV-1), and a FLUSH covers every write acknowledged before it (INV-5). With nothing
+//! frozen a round is one flush. Who asks during a round gets the next one; all of them together get one.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+use super::geometry::StripeIndex;
+use super::layout;
+use super::status::Counters;
+use super::volume::Volume;
+use crate::error::{Error, ErrorKind, Result};
+use crate::events::Level;
+use crate::reactor::exec;
+use crate::reactor::sync::{Promise, lock};
+use crate::sys::buf::{IoBuf, IoData};
+
+/// A stripe that nobody waits for (copied on a read) is published at the latest after this.
+const PUBLISH_AFTER: Duration = Duration::from_secs(5);
+/// Longest single write of header pages.
+const HEADER_WRITE_MAX: usize = 128 << 10;
+
+/// The end of a round: what it says to those who asked for it.
+type Round = Promise<Result<()>>;
+
+/// The rounds of a volume.
+pub struct Rounds {
+    state: Mutex<State>,
+    /// What the used pages of the metadata area hold on stable storage, byte for byte.
+    durable: Mutex<Vec<u8>>,
+    /// A flush of the base has failed, for good.
+    failed: AtomicBool,
+}
+
+struct State {
+    /// Present stripes that no round has frozen.
+    unpublished: Vec<StripeIndex>,
+    /// When the first of them became Present.
+    oldest: Option<Instant>,
+    timer_runs: bool,
+    publisher_runs: bool,
+    /// The round in progress and its frozen stripes, ascending.
+    current: Option<(Arc<Round>, Arc<Vec<StripeIndex>>)>,
+    /// The round after it, when somebody has asked for it.
+    next: Option<Arc<Round>>,
+    failure: Option<Error>,
+}
+
+impl Rounds {
+    /// `durable`: the used pages of the metadata area as they were read.
+    pub fn new(durable: Vec<u8>) -> Self {
+        let state = State {
+            unpublished: Vec::new(),
+            oldest: None,
+            timer_runs: false,
+            publisher_runs: false,
+            current: None,
+            next: None,
+            failure: None,
+        };
+        Self { state: Mutex::new(state), durable: Mutex::new(durable), failed: AtomicBool::new(false) }
+    }
+
+    /// Whether a flush of the base has failed: nothing that is written from then on can be promised.
+    #[inline]
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Fail once a flush of the base has failed.
+    ///
+    /// # Errors
+    /// `Io` with EIO, always the same.
+    pub fn check(&self) -> Result<()> {
+        if !self.has_failed() {
+            return Ok(());
+        }
+        match &lock(&self.state).failure {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Volume {
+    /// Mark a filled stripe Present and note that its header has to be published.
+    pub fn add_unpublished(self: &Arc<Self>, stripe: StripeIndex) {
+        let mut state = lock(&self.rounds.state);
+        // Under the lock of the freeze: who sees Present finds the stripe in a set.
+        self.stripes.set_present(stripe);
+        state.unpublished.push(stripe);
+        if state.oldest.is_none() {
+            state.oldest = Some(exec::now());
+        }
+        self.ensure_timer(&mut state);
+    }
+
+    /// Make every write that was acknowledged before this call durable with its header (INV-5).
+    ///
+    /// # Errors
+    /// What the round said; EIO for ever once a flush of the base has failed.
+    pub async fn flush_round(self: &Arc<Self>) -> Result<()> {
+        let round = {
+            let mut state = lock(&self.rounds.state);
+            if let Some(error) = &state.failure {
+                return Err(error.clone());
+            }
+            self.ask_for_round(&mut state)
+        };
+        round.wait().await
+    }
+
+    /// Wait until no stripe of the range is left Present: afterwards a write to it may be acknowledged.
+    ///
+    /// # Errors
+    /// What the round said that should have published them.
+    pub async fn publish(self: &Arc<Self>, stripes: Range<StripeIndex>) -> Result<()> {
+        while self.stripes.any_unpublished(stripes.clone()) {
+            let round = {
+                let mut state = lock(&self.rounds.state);
+                if let Some(error) = &state.failure {
+                    return Err(error.clone());
+                }
+                match &state.current {
+                    Some((round, frozen)) if self.all_frozen(stripes.clone(), frozen) => Arc::clone(round),
+                    _ => self.ask_for_round(&mut state),
+                }
+            };
+            round.wait().await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the round in progress publishes all that there is to publish in the range.
+    fn all_frozen(&self, mut stripes: Range<StripeIndex>, frozen: &[StripeIndex]) -> bool {
+        let is_covered = |stripe| frozen.binary_search(&stripe).is_ok();
+        stripes.all(|stripe| self.stripes.get(stripe) != super::stripes::State::Present || is_covered(stripe))
+    }
+
+    /// The next round; starts the publisher if it does not run.
+    fn ask_for_round(self: &Arc<Self>, state: &mut State) -> Arc<Round> {
+        let round = Arc::clone(state.next.get_or_insert_with(Promise::new));
+        if !state.publisher_runs {
+            state.publisher_runs = true;
+            let volume = Arc::clone(self);
+            self.spawn(async move { while volume.run_next_round().await {} });
+        }
+        round
+    }
+
+    /// Carry out the next round; false when nobody has asked for one.
+    async fn run_next_round(self: &Arc<Self>) -> bool {
+        let Some((round, frozen)) = self.freeze() else { return false };
+        let result = self.carry_out(&frozen).await;
+        {
+            let mut state = lock(&self.rounds.state);
+            state.current = None;
+            match &result {
+                Ok(()) => frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe)),
+                Err(_) => self.thaw(&mut state, &frozen),
+            }
+        }
+        round.set(result);
+        true
+    }
+
+    fn freeze(&self) -> Option<(Arc<Round>, Arc<Vec<StripeIndex>>)> {
+        let mut state = lock(&self.rounds.state);
+        let Some(round) = state.next.take() else {
+            state.publisher_runs = false;
+            return None;
+        };
+        let mut frozen = std::mem::take(&mut state.unpublished);
+        frozen.sort_unstable();
+        let frozen = Arc::new(frozen);
+        state.oldest = None;
+        state.current = Some((Arc::clone(&round), Arc::clone(&frozen)));
+        Some((round, frozen))
+    }
+
+    /// A round failed before its headers were durable: another one may publish its stripes, unless it was final.
+    fn thaw(self: &Arc<Self>, state: &mut State, frozen: &[StripeIndex]) {
+        state.unpublished.extend_from_slice(frozen);
+        if state.failure.is_none() && !state.unpublished.is_empty() {
+            state.oldest = Some(exec::now());
+            self.ensure_timer(state);
+        }
+    }
+
+    async fn carry_out(&self, frozen: &[StripeIndex]) -> Result<()> {
+        self.rounds.check()?;
+        self.flush_base().await?;
+        if frozen.is_empty() {
+            return Ok(());
+        }
+        let pages = self.plan_pages(frozen);
+        for (offset, data) in &pages {
+            if let Err(error) = self.base.write(*offset, data.clone(), false).await {
+                self.note_error(Level::Error, &error);
+                return Err(error);
+            }
+            Counters::add(&self.counters.metadata_bytes, data.len() as u64);
+        }
+        self.flush_base().await?;
+        let mut durable = lock(&self.rounds.durable);
+        for (offset, data) in &pages {
+            durable[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
+        }
+        Ok(())
+    }
+
+    /// The pages to write, with their offsets: durable ∪ frozen, never the live states (INV-1).
+    fn plan_pages(&self, frozen: &[StripeIndex]) -> Vec<(u64, IoData)> {
+        let page_bytes = layout::page_bytes(&self.geometry);
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for &stripe in frozen {
+            let page = layout::header_at(stripe) / page_bytes * page_bytes;
+            match runs.last_mut() {
+                Some(run) if page < run.end => {}
+                Some(run) if page == run.end && run.len() + page_bytes <= HEADER_WRITE_MAX => run.end += page_bytes,
+                _ => runs.push(page..page + page_bytes),
+            }
+        }
+        let durable = lock(&self.rounds.durable);
+        let mut pages: Vec<_> = runs.into_iter().map(|run| (run.start, IoBuf::from_slice(&durable[run]))).collect();
+        for &stripe in frozen {
+            let at = layout::header_at(stripe);
+            let page = pages.partition_point(|(start, _)| *start <= at) - 1;
+            let (start, bytes) = &mut pages[page];
+            bytes[at - *start] = 1;
+        }
+        pages.into_iter().map(|(start, bytes)| (start as u64, IoData::new(bytes))).collect()
+    }
+
+    /// Flush the base. A failure is final: the kernel may have dropped what it could not write, and a second
+    /// call would report success for it.
+    async fn flush_base(&self) -> Result<()> {
+        Counters::add(&self.counters.syncs, 1);
+        let Err(error) = self.base.flush().await else { return Ok(()) };
+        let message = format!(
+            "{}: a flush of the base failed ({error}); writes and flushes fail from now on, since what was written \
+             before may be lost",
+            self.options.name
+        );
+        let failure = Error::new(ErrorKind::Io, message);
+        lock(&self.rounds.state).failure = Some(failure.clone());
+        self.rounds.failed.store(true, Ordering::Release);
+        self.counters.note_error(failure.message());
+        self.tell(Level::Error, failure.message());
+        Err(failure)
+    }
+
+    fn ensure_timer(self: &Arc<Self>, state: &mut State) {
+        if state.timer_runs || self.is_closing() {
+            return;
+        }
+        state.timer_runs = true;
+        let volume = Arc::downgrade(self);
+        exec::spawn(async move {
+            while let Some(deadline) = due(&volume) {
+                exec::sleep_until(deadline).await;
+            }
+        });
+    }
+}
+
+/// Ask for a round if the oldest unpublished stripe is old enough; else say when it will be. None ends the timer.
+fn due(volume: &Weak<Volume>) -> Option<Instant> {
+    let volume = volume.upgrade()?;
+    let mut state = lock(&volume.rounds.state);
+    let deadline = state.oldest.map(|oldest| oldest + PUBLISH_AFTER);
+    match deadline {
+        Some(deadline) if deadline > exec::now() => return Some(deadline),
+        Some(_) if !volume.is_closing() && state.failure.is_none() => drop(volume.ask_for_round(&mut state)),
+        _ => {}
+    }
+    state.timer_runs = false;
+    None
+}
