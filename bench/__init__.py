@@ -1,0 +1,14 @@
+"""The comparison with other NBD servers, one command a table.
+
+- `tables`: what each table measures and what it has to reach
+- `compare`: interleaved runs of the same load on several servers, and their medians
+- `servers`: the peers, started the way their users start them
+- `daemon`: ours, driven by JSON-RPC
+- `load`: the two clients, nbd-load and fio
+- `control`: what is measured without a data path, over `rpc`
+- `files`: files in the page cache, always in the same state
+- `process`: other programs: their start, end, CPU time and CPUs
+- `machine`, `report`: where it was measured, and the results
+
+Run `python3 bench/run.py --help`. Nothing is printed that was not measured in that run.
+"""

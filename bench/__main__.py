@@ -1,0 +1,92 @@
+"""The command line of the comparison."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.compare import Plan
+from bench.control import run_c4, run_c7
+from bench.daemon import CHECKOUT
+from bench.load import build_nbd_load
+from bench.machine import describe
+from bench.process import BenchError
+from bench.report import save
+from bench.servers import OURS, OURS_BARE
+from bench.tables import DATA_TABLES, PEER_NAMES, Setup, run_data_table
+
+SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
+TABLES = (*DATA_TABLES, "c4", "c7")
+FULL = Plan(seconds=2.0, rounds=5)
+QUICK = Plan(seconds=0.5, rounds=3)
+MIB = 1 << 20
+
+
+def main() -> int:
+    """Measure the tables that are asked for, one after the other."""
+    args = _parse()
+    names = TABLES if "all" in args.tables else tuple(dict.fromkeys(args.tables))
+    args.work.mkdir(parents=True, exist_ok=True)
+    try:
+        for name in names:
+            with tempfile.TemporaryDirectory(dir=args.work, prefix=f"{name}-") as folder:
+                machine = describe(Path(folder))
+                text, record = _run(name, args, Path(folder))
+            print(text)
+            print(", ".join(f"{key}: {value}" for key, value in machine.items()))
+            path = save(args.results, name, {"machine": machine, "command": sys.argv, **record})
+            print(f"appended to {path}", flush=True)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    if name == "c4":
+        return run_c4(args.python, folder, 640 if args.quick else 6400)
+    if name == "c7":
+        return run_c7(args.python, folder, 5 if args.quick else 20)
+    standard = QUICK if args.quick else FULL
+    plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
+    size_mib = args.size_mib or (256 if args.quick else 1024)
+    args.nbd_load = args.nbd_load or build_nbd_load()
+    cpu = max(os.sched_getaffinity(0))
+    servers = tuple(filter(None, args.servers.split(",")))
+    if unknown := set(servers) - set(SERVERS):
+        raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
+    setup = Setup(args.python, args.nbd_load, folder, size_mib * MIB, plan, args.only, servers, cpu)
+    return run_data_table(DATA_TABLES[name], setup)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench/run.py", description="Measure ubi_rpc beside other NBD servers on this machine."
+    )
+    parser.add_argument(
+        "tables", nargs="+", choices=[*TABLES, "all"], metavar="TABLE", help=", ".join([*TABLES, "all"])
+    )
+    parser.add_argument("--quick", action="store_true", help="short runs on a small file: to see that it works")
+    parser.add_argument("--seconds", type=float, help=f"of each run ({FULL.seconds})")
+    parser.add_argument("--rounds", type=int, help=f"runs of each server in each cell ({FULL.rounds})")
+    parser.add_argument("--size-mib", type=int, help="of the file that is served (1024)")
+    parser.add_argument("--only", default="", help="leave out the loads whose name has not this in it: 'qd32 nbd-load'")
+    parser.add_argument("--servers", default="", help=f"only these, with commas between: {', '.join(SERVERS)}")
+    parser.add_argument("--work", type=Path, default=CHECKOUT / "build/bench/work", help="folder for the files")
+    parser.add_argument("--results", type=Path, default=CHECKOUT / "build/bench/results", help="folder for results")
+    parser.add_argument("--python", type=Path, default=_default_python(), help="interpreter that runs our daemon")
+    parser.add_argument("--nbd-load", type=Path, help="the client, if it is built already")
+    return parser.parse_args()
+
+
+def _default_python() -> Path:
+    own = CHECKOUT / ".venv/bin/python"
+    return own if own.exists() else Path(sys.executable)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""Interleaved runs of the same load on several servers, and their medians."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from statistics import median
+
+from bench.files import settle, warm
+from bench.load import Cell, Clients, Sample
+from bench.servers import Target
+
+WARM_UP_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long and how often.
+
+    Args:
+        seconds: of each run.
+        rounds: runs of each server in each cell; the servers take turns.
+    """
+
+    seconds: float
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One server in one cell: every run, in order."""
+
+    cell: Cell
+    target: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def median(self) -> Sample:
+        """The median of each figure."""
+        return Sample(
+            **{field.name: median(getattr(one, field.name) for one in self.samples) for field in fields(Sample)}
+        )
+
+
+def compare(clients: Clients, targets: list[Target], cells: list[Cell], plan: Plan) -> list[Result]:
+    """Measure every cell on every target: A B C, A B C, and so on."""
+    return [result for cell in cells for result in _compare_cell(clients, targets, cell, plan)]
+
+
+def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Plan) -> list[Result]:
+    samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
+    for file in {target.file for target in targets}:
+        warm(file)
+    for turn in range(plan.rounds):
+        for target in targets:
+            progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
+            clients.run(target, cell, WARM_UP_S)
+            samples[target.name].append(clients.run(target, cell, plan.seconds))
+            if cell.writes:
+                settle(target.file)
+    progress("")
+    return [Result(cell, name, tuple(runs)) for name, runs in samples.items()]
+
+
+def progress(text: str) -> None:
+    """Show what is going on, on a terminal's last line."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

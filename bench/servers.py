@@ -1,0 +1,159 @@
+"""The servers that are compared: peers as their users start them, and ours.
+
+All that serve the file itself serve the same file: one page cache, one layout on disk. Locks are off where a server
+would refuse that; only one server is under load at a time.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote
+
+from bench.daemon import UBI_METADATA_BYTES, Daemon
+from bench.files import cache_in_small_pages, write_image
+from bench.process import BenchError, Process, run
+
+OURS = "ubi_rpc ubi"
+OURS_BARE = "ubi_rpc aio"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One export of a running server.
+
+    Args:
+        name: as the tables show it.
+        process: the server.
+        socket: where it listens.
+        export: its name there.
+        file: what it serves from: to be in the page cache, and written back between runs.
+    """
+
+    name: str
+    process: Process
+    socket: Path
+    export: str
+    file: Path
+
+    @property
+    def uri(self) -> str:
+        """The export as NBD clients name it."""
+        return f"nbd+unix:///{quote(self.export, safe='')}?socket={quote(str(self.socket))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """How a peer is started.
+
+    Args:
+        name: as the tables show it.
+        argv: its command, in which {image} and {socket} stand for paths.
+        export: the export's name.
+        fill: write all of it once first: what it allocates at a first write is not what is compared.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    export: str = ""
+    fill: bool = False
+
+
+def _qemu_nbd(aio: str) -> Peer:
+    image = "driver=raw,file.driver=file,file.filename={image},file.locking=off"
+    options = ("-t", "-e", "16", "--cache=writeback", f"--aio={aio}", "-k", "{socket}", "--image-opts", image)
+    return Peer(f"qemu-nbd {aio}", ("qemu-nbd", *options))
+
+
+PEERS = (
+    _qemu_nbd("io_uring"),
+    _qemu_nbd("threads"),
+    Peer(
+        "qemu-storage-daemon",
+        (
+            "qemu-storage-daemon",
+            "--blockdev",
+            "driver=file,node-name=file,filename={image},aio=io_uring,locking=off,cache.direct=off",
+            "--blockdev",
+            "driver=raw,node-name=raw,file=file",
+            "--nbd-server",
+            "addr.type=unix,addr.path={socket}",
+            "--export",
+            "type=nbd,id=export,node-name=raw,name=disk,writable=on",
+        ),
+        export="disk",
+    ),
+    Peer("nbdkit file", ("nbdkit", "-f", "-U", "{socket}", "file", "{image}")),
+    Peer("nbdkit cow", ("nbdkit", "-f", "-U", "{socket}", "--filter=cow", "file", "{image}"), fill=True),
+)
+
+
+def _start_peer(peer: Peer, folder: Path, image: Path, stack: ExitStack) -> Target:
+    slug = peer.name.replace(" ", "-")
+    socket = folder / f"{slug}.sock"
+    argv = [word.format(image=image, socket=socket) for word in peer.argv]
+    process = Process(slug, argv, folder, {"TMPDIR": str(folder)})
+    stack.callback(process.stop)
+    process.wait_for_socket(socket)
+    target = Target(peer.name, process, socket, peer.export, image)
+    if not peer.fill:
+        return target
+    run(["nbdcopy", "--allocated", str(image), target.uri])
+    return replace(target, file=_overlay(process))
+
+
+def _overlay(process: Process) -> Path:
+    """The unlinked file that a server keeps its writes in, by a name that opens it all the same."""
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        if str(descriptor.readlink()).endswith(" (deleted)"):
+            return descriptor
+    raise BenchError(f"{process.name} has no unlinked file open; its cache cannot be put into the same state")
+
+
+def _start_ours(python: Path, folder: Path, image: Path, names: list[str], stack: ExitStack) -> list[Target]:
+    """One daemon with the shared file as a bdev, and a volume whose every stripe is present over a base of its own."""
+    if not {OURS, OURS_BARE} & set(names):
+        return []
+    daemon = stack.enter_context(Daemon.running(python, folder))
+    targets = []
+    if OURS in names:
+        base = folder / "base.raw"
+        with base.open("wb") as file:
+            file.truncate(image.stat().st_size + UBI_METADATA_BYTES)
+        daemon.create_aio("aio1", base)
+        daemon.create_ubi("ubi0", "aio1", image)
+        volume = Target(OURS, daemon.process, daemon.nbd_socket, daemon.export("ubi0"), base)
+        run(["nbdcopy", "--allocated", str(image), volume.uri])
+        daemon.check_all_present("ubi0")
+        targets.append(volume)
+    if OURS_BARE in names:
+        daemon.create_aio("aio0", image)
+        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), image))
+    return targets
+
+
+@contextmanager
+def running(python: Path, folder: Path, size_bytes: int, names: list[str]) -> Iterator[list[Target]]:
+    """Start the named servers on fresh files, ready to be measured; end them afterwards.
+
+    Servers that are not installed are left out, with a word.
+    """
+    image = folder / "image.raw"
+    write_image(image, size_bytes)
+    with ExitStack() as stack:
+        targets = _start_ours(python, folder, image, names, stack)
+        for peer in PEERS:
+            if peer.name not in names:
+                continue
+            if shutil.which(peer.argv[0]) is None:
+                print(f"{peer.argv[0]} is not installed: no {peer.name}")
+                continue
+            targets.append(_start_peer(peer, folder, image, stack))
+        if not targets:
+            raise BenchError(f"no server to measure among {names}")
+        for file in {target.file for target in targets}:
+            cache_in_small_pages(file)
+        yield targets
