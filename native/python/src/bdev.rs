@@ -7,7 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use ubi_engine::bdev::Bdev;
 use ubi_engine::engine::{BdevHandle, Engine};
-use ubi_engine::error::Result;
+use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::reactor::Handle;
 
 use crate::error::to_python;
@@ -63,6 +63,34 @@ impl PyBdev {
         for (name, counter) in counters {
             dict.set_item(name, counter.load(Ordering::Relaxed))?;
         }
+        Ok(dict)
+    }
+
+    fn ubi_status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let bdev = self.get().map_err(|error| to_python(py, &error))?;
+        let Some(overlay) = bdev.ubi() else {
+            let message = format!("{} is not a ubi bdev", bdev.info().name);
+            return Err(to_python(py, &Error::new(ErrorKind::Unsupported, message)));
+        };
+        let status = overlay.status();
+        let dict = PyDict::new(py);
+        dict.set_item("image_path", status.image_path)?;
+        dict.set_item("image_size_bytes", status.image_size_bytes)?;
+        dict.set_item("stripe_size_kb", status.stripe_size_kb)?;
+        dict.set_item("stripes_total", status.stripes_total)?;
+        dict.set_item("stripes_present", status.stripes_present)?;
+        dict.set_item("stripes_filling", status.stripes_filling)?;
+        dict.set_item("stripes_published", status.stripes_published)?;
+        dict.set_item("fetched_bytes", status.fetched_bytes)?;
+        dict.set_item("bytes_written_to_base", status.bytes_written_to_base)?;
+        dict.set_item("metadata_bytes_written", status.metadata_bytes_written)?;
+        dict.set_item("syncs", status.syncs)?;
+        dict.set_item("fetch_errors", status.fetch_errors)?;
+        dict.set_item("sync_failed", status.sync_failed)?;
+        dict.set_item("copy_on_read", status.copy_on_read)?;
+        dict.set_item("no_sync", status.no_sync)?;
+        dict.set_item("directio", status.directio)?;
+        dict.set_item("last_error", status.last_error)?;
         Ok(dict)
     }
 

@@ -10,9 +10,11 @@ use ubi_engine::bdev::Bdev;
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::malloc::MallocBdev;
 use ubi_engine::bdev::null::NullBdev;
+use ubi_engine::bdev::ubi::{self, UbiOptions};
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::events::{Events, Level};
+use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
 
 use crate::bdev::PyBdev;
@@ -126,6 +128,31 @@ impl PyEngine {
     #[pyo3(signature = (*, name, num_blocks, block_size))]
     fn create_null(&self, py: Python<'_>, name: &str, num_blocks: u64, block_size: u32) -> PyResult<PyBdev> {
         self.create(py, |_| NullBdev::new(name, num_blocks, block_size))
+    }
+
+    #[pyo3(signature = (*, name, base, image_path, stripe_size_kb, no_sync, copy_on_read, directio))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+    fn create_ubi(
+        &self,
+        py: Python<'_>,
+        name: String,
+        base: &PyBdev,
+        image_path: PathBuf,
+        stripe_size_kb: u32,
+        no_sync: bool,
+        copy_on_read: bool,
+        directio: bool,
+    ) -> PyResult<PyBdev> {
+        let events = Some(Arc::clone(&self.events));
+        let options = UbiOptions { name, stripe_size_kb, no_sync, copy_on_read, directio, events };
+        let made = py.detach(|| {
+            let engine = self.get()?;
+            let base = base.get()?;
+            let image = FileImage::open(&image_path, directio)?;
+            let opened = engine.handle().run(move || Box::pin(async move { ubi::open(base, image, options).await }))?;
+            Ok(PyBdev::new(&engine, opened))
+        });
+        made.map_err(|error: Error| to_python(py, &error))
     }
 
     #[pyo3(signature = (*, path))]

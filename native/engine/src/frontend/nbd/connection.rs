@@ -571,7 +571,9 @@ impl Connection {
             }
         }
         socket_io::note_activity(self.session.id());
-        if !request.has_fua() && let Some(result) = self.bdev.try_write(request.offset, &buf) {
+        if !request.has_fua()
+            && let Some(result) = self.bdev.try_write(request.offset, &buf)
+        {
             self.reply(&request, &result);
         } else {
             self.start_write(request, buf, permit);
