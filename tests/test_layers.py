@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ubi_rpc"
 LAYERS = [
-    {"__main__", "daemon", "startup"},
+    {"__main__", "daemon", "startup", "log_output"},
     {"rpc", "methods"},
     {"storage"},
     {"bdevs", "images", "frontends"},

@@ -7,6 +7,7 @@ import logging
 import sys
 
 from ubi_rpc import settings
+from ubi_rpc.log_output import LogOutput
 
 
 def main() -> int:
@@ -17,7 +18,7 @@ def main() -> int:
 
         print(f"ubi_rpc v{version()}")  # noqa: T201  what -v is for
         return 0
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(level=logging.INFO, handlers=[LogOutput()])
     from ubi_rpc.daemon import Daemon  # what takes long to import comes after the command line is known to be good
 
     return asyncio.run(Daemon(chosen).run())

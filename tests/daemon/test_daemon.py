@@ -221,3 +221,18 @@ async def test_the_example_configuration_is_accepted(process: Process) -> None:
         for entry in subsystem["config"]
     ]
     assert await process.end(signal.SIGTERM) == 0
+
+
+async def test_a_log_that_nobody_reads_holds_nothing_up(process: Process) -> None:
+    await process.start()
+    await process.until(READY)
+    reader, writer = await asyncio.open_unix_connection(str(process.socket))
+    requests = 5000  # each is logged as an error: far more than a pipe takes
+    for number in range(requests):
+        writer.write(b'{"id": %d, "method": "bdev_null_delete", "params": {"name": "absent"}}' % number)
+    async with asyncio.timeout(60):
+        for _ in range(requests):
+            assert b"No such device" in await reader.readline()
+    writer.close()
+    process.running.send_signal(signal.SIGTERM)
+    assert await process.exit_code() == 0
