@@ -1,6 +1,6 @@
 """Make an image, give it to the daemon, use the volume over NBD, kill the daemon, and see that nothing is lost.
 
-    python -m demo [--once]
+    python -m demo [--folder DIR] [--once]
 
 Leaves the daemon running in build/demo with the commands to try next; `--once` stops it and removes the folder.
 Exit code 0 when every comparison held, 1 with a message when one did not.
@@ -24,6 +24,7 @@ from demo.volume import Volume, patched
 CONFIG = CHECKOUT / "examples/spdk_conf.json"
 BASE_BYTES = 8 * MIB + 1024 * MIB  # the overlay's own 8 MiB, then a volume twice as large as the image
 SUN_PATH_BYTES = 107
+MARK = ".ubi_rpc-demo"  # in a folder that a demo made and may remove
 
 PATTERN = 0xA5
 SCRATCH_WRITES = ((4096, 4096), (1 * MIB + 8192, 2 * MIB))  # (offset, length) in scratch.bin: a part, and whole stripes
@@ -31,11 +32,26 @@ FAR_WRITE = (IMAGE_BYTES + 64 * MIB, 1 * MIB)  # where the image has nothing
 
 
 def work_folder() -> Path:
-    """Return an empty-able folder under build/, or a shorter one if its socket names would not fit a socket address."""
+    """Return a folder under build/, or a shorter one if its socket names would not fit a socket address."""
     folder = CHECKOUT / "build/demo"
     if len(str(folder / "rpc.sock.lock")) <= SUN_PATH_BYTES:
         return folder
     return Path(tempfile.gettempdir()) / "ubi_rpc-demo"
+
+
+def empty(folder: Path) -> None:
+    """Make `folder` anew, stopping what an earlier demo left running in it.
+
+    Raises:
+        DemoError: it has files that no demo put there; nothing was removed.
+    """
+    mark = folder / MARK
+    if folder.exists() and any(folder.iterdir()) and not mark.exists():
+        raise DemoError(f"{folder} is not empty and was not made by a demo: name another one")
+    Daemon(folder, CONFIG).end(signal.SIGTERM)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
 
 
 def base_file(folder: Path) -> Path:
@@ -131,26 +147,24 @@ def next_commands(daemon: Daemon, volume: Volume) -> None:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where to work (default: build/demo); what is in it is removed")
     parser.add_argument("--once", action="store_true", help="stop the daemon and remove its folder at the end")
     return parser.parse_args()
 
 
 def main() -> int:
     """Run the demo; see the module."""
-    once = parse_arguments().once
-    folder = work_folder()
+    arguments = parse_arguments()
+    folder = (arguments.folder or work_folder()).resolve()
     daemon = Daemon(folder, CONFIG)
     try:
-        daemon.end(signal.SIGTERM)  # of an earlier demo
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        empty(folder)
         volume = story(daemon)
-        if not once:
+        if not arguments.once:
             next_commands(daemon, volume)
             return 0
         title("The end")
-        daemon.end(signal.SIGTERM)
-        say("the daemon closed cleanly; nothing of it is left")
+        expect("exit code of the daemon after SIGTERM", daemon.end(signal.SIGTERM), 0)
         shutil.rmtree(folder)
     except (DemoError, OSError, KeyboardInterrupt) as error:
         daemon.end(signal.SIGKILL)

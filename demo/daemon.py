@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import socket
@@ -41,9 +42,9 @@ class Daemon:
         Raises:
             DemoError: it ended, or did not answer within READY_TIMEOUT_S.
         """
-        arguments = ["--json", str(self.config), "-r", str(self.rpc_socket), "-S", str(self.folder)]
-        arguments += ["--state-dir", str(self.folder / "state")]
-        say(f"$ cd {shlex.quote(str(self.folder))} && ubi_tgt {shlex.join(arguments)}")
+        config = os.path.relpath(self.config, self.folder)
+        arguments = ["--json", config, "-r", self.rpc_socket.name, "-S", ".", "--state-dir", "state"]
+        say(f"$ (cd {shlex.quote(str(self.folder))} && ubi_tgt {shlex.join(arguments)}) &")
         began = time.monotonic()
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -95,36 +96,33 @@ class Daemon:
     def pid(self) -> int | None:
         """Return the process of the daemon started last in this folder, if it still runs."""
         try:
-            pid = int(self._pid_file.read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            process = Path("/proc") / str(int(self._pid_file.read_text()))
+            ours = b"ubi_rpc" in (process / "cmdline").read_bytes().split(b"\0")
+            here = (process / "cwd").readlink() == self.folder
         except (OSError, ValueError):
             return None
-        return pid if str(self.rpc_socket).encode() in command else None
+        return int(process.name) if ours and here else None
 
-    def end(self, how: signal.Signals) -> None:
+    def end(self, how: signal.Signals) -> int | None:
         """Send `how` to the daemon, if there is one, and wait until its process is gone.
+
+        Returns:
+            Its exit code, negative for the signal that killed it; None if it was not ours to wait for.
 
         Raises:
             DemoError: it is still there after STOP_TIMEOUT_S.
         """
         pid = self.pid()
         if pid is None:
-            return
+            return None
         process = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(process, how)
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while self.pid() is not None:
-                if time.monotonic() > deadline:
-                    raise DemoError(f"the daemon (process {pid}) does not end after {how.name}; its log: {self.log}")
-                self._reap(pid)
-                time.sleep(0.01)
+            ended, _, _ = select.select([process], [], [], STOP_TIMEOUT_S)
+            if not ended:
+                raise DemoError(f"the daemon (process {pid}) does not end after {how.name}; its log: {self.log}")
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        except ChildProcessError:  # an earlier demo left it running
+            return None
         finally:
             os.close(process)
-
-    def _reap(self, pid: int) -> None:
-        """Collect the daemon if it is our child; one that an earlier demo left running is not."""
-        try:
-            os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            return

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 COMMAND_TIMEOUT_S = 120
 
@@ -25,8 +25,8 @@ def title(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """Print one line under the current step."""
-    print(f"   {text}", flush=True)
+    """Print one line under the current step, with paths as they are typed in the folder that we run in."""
+    print(f"   {text.replace(f'{Path.cwd()}/', '')}", flush=True)
 
 
 def run(command: Sequence[str], *, cwd: str | None = None, show: bool = True) -> str:
@@ -62,5 +62,4 @@ def expect(what: str, found: object, wanted: object) -> None:
     """
     if found != wanted:
         raise DemoError(f"{what}: found {found}, expected {wanted}")
-    say(f"{what}: as it should be")
-    sys.stdout.flush()
+    say(f"{what}: {found}" if isinstance(found, int) else f"{what}: as it should be")
