@@ -15,8 +15,8 @@ from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import Params, Text, UInt64
 from ubi_rpc.rpc.method import Method
+from ubi_rpc.storage.entries import BdevEntry, ObjectState
 from ubi_rpc.storage.lifecycle import Lifecycle
-from ubi_rpc.storage.registry import BdevEntry, ObjectState
 
 RATE_LIMITS = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
 

@@ -7,7 +7,7 @@ from ubi_rpc.frontends.nbd import NbdExportParams
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import Method
-from ubi_rpc.storage.registry import ExportEntry, ObjectState
+from ubi_rpc.storage.entries import ExportEntry, ObjectState
 
 
 class ExportNameParams(Params):

@@ -20,8 +20,9 @@ from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.export import Frontend
+from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.events import Events
-from ubi_rpc.storage.registry import BdevEntry, ExportEntry, ObjectState, Registry
+from ubi_rpc.storage.registry import Registry
 from ubi_rpc.storage.turns import Key, Turns
 
 SETTLE_LIMIT_S = 0.5

@@ -8,78 +8,48 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
-from ubi_rpc.bdevs.kind import BdevKind, BdevParams
-from ubi_rpc.engine import Bdev
+from ubi_rpc.bdevs.kind import BdevKind
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.file_identity import FileId
-from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
+from ubi_rpc.frontends.export import Frontend
+from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.turns import Key
 
 
-class ObjectState(StrEnum):
-    """Where an object is in its life. Only an online one can be found by a request."""
+class FileUsers:
+    """Which bdevs use which files: one writes, or many read."""
 
-    CREATING = "creating"
-    ONLINE = "online"
-    DELETING = "deleting"
+    def __init__(self) -> None:
+        self._users: dict[bool, dict[FileId, list[BdevEntry]]] = {True: {}, False: {}}  # by whether they write
 
+    def require(self, entry: BdevEntry) -> None:
+        """Raise busy when a file of `entry` is in use otherwise.
 
-@dataclass(slots=True, eq=False)
-class BdevEntry:
-    """A bdev by name.
+        A file whose bdev is being deleted is about to be free: the engine waits for its lock.
+        """
+        for file, writes in entry.files.items():
+            others = [*self._users[True].get(file, ()), *(self._users[False].get(file, ()) if writes else ())]
+            for other in others:
+                if other.state is not ObjectState.DELETING:
+                    raise UbiError(
+                        ErrorKind.BUSY,
+                        f"a file of bdev {entry.name} is in use by bdev {other.name} of kind {other.kind.name}",
+                    )
 
-    Args:
-        name: its name.
-        uuid: its uuid, lower case; an alias of the name.
-        kind: what sort of bdev.
-        params: what it was created with.
-        base: the bdev that it stands on and claims.
-        files: the files that it uses, each with whether it writes to it.
-        state: see `ObjectState`.
-        handle: the open bdev, from ONLINE on.
-        claimed_by: the bdev that stands on this one.
-        exports: the exports that serve this one, in order of creation.
-    """
+    def add(self, entry: BdevEntry) -> None:
+        """Note what `entry` uses."""
+        for file, writes in entry.files.items():
+            self._users[writes].setdefault(file, []).append(entry)
 
-    name: str
-    uuid: str
-    kind: BdevKind[Any, Any]
-    params: BdevParams
-    base: BdevEntry | None
-    files: dict[FileId, bool]
-    state: ObjectState = ObjectState.CREATING
-    handle: Bdev | None = None
-    claimed_by: BdevEntry | None = None
-    exports: list[ExportEntry] = field(default_factory=list)
-
-    @property
-    def bdev(self) -> Bdev:
-        """The open bdev of an entry that has been online."""
-        if self.handle is None:
-            raise AssertionError(f"bdev {self.name} is not open")
-        return self.handle
-
-
-@dataclass(slots=True, eq=False)
-class ExportEntry:
-    """An export by name, of one frontend."""
-
-    frontend: Frontend[Any]
-    plan: ExportPlan
-    entry: BdevEntry
-    state: ObjectState = ObjectState.CREATING
-    handle: Export | None = None
-
-    @property
-    def opened(self) -> Export:
-        """The open export of an entry that has been online."""
-        if self.handle is None:
-            raise AssertionError(f"export {self.plan.name} is not open")
-        return self.handle
+    def remove(self, entry: BdevEntry) -> None:
+        """Forget what `entry` uses."""
+        for file, writes in entry.files.items():
+            users = self._users[writes][file]
+            users.remove(entry)
+            if not users:
+                del self._users[writes][file]
 
 
 class Registry:
@@ -90,6 +60,7 @@ class Registry:
         self._by_alias: dict[str, BdevEntry] = {}
         self._exports: dict[tuple[str, str], ExportEntry] = {}
         self._default_names: Counter[str] = Counter()
+        self._files = FileUsers()
 
     def bdevs(self) -> list[BdevEntry]:
         """Return the online bdevs in order of creation."""
@@ -172,16 +143,18 @@ class Registry:
         for alias in (entry.name, entry.uuid):
             if (other := self._by_alias.get(alias)) is not None:
                 raise UbiError(ErrorKind.ALREADY_EXISTS, f"{alias!r} is already the name or uuid of bdev {other.name}")
-        self._refuse_shared_writing(entry)
+        self._files.require(entry)
         if entry.base is not None:
             self._refuse_claimed(entry.base)
             entry.base.claimed_by = entry
+        self._files.add(entry)
         self._bdevs[entry.name] = entry
         self._by_alias[entry.name] = entry
         self._by_alias[entry.uuid] = entry
 
     def release(self, entry: BdevEntry) -> None:
         """Give the names and the claim back."""
+        self._files.remove(entry)
         del self._bdevs[entry.name]
         self._by_alias.pop(entry.name)
         self._by_alias.pop(entry.uuid, None)
@@ -227,18 +200,6 @@ class Registry:
         """Give the name back."""
         del self._exports[(export.frontend.name, export.plan.name)]
         export.entry.exports.remove(export)
-
-    def _refuse_shared_writing(self, entry: BdevEntry) -> None:
-        """Refuse a file in use. One whose bdev is being deleted is about to be free: the engine waits for its lock."""
-        for other in self._bdevs.values():
-            if other.state is ObjectState.DELETING:
-                continue
-            for file in entry.files.keys() & other.files.keys():
-                if entry.files[file] or other.files[file]:
-                    raise UbiError(
-                        ErrorKind.BUSY,
-                        f"a file of bdev {entry.name} is in use by bdev {other.name} of kind {other.kind.name}",
-                    )
 
     @staticmethod
     def _refuse_claimed(entry: BdevEntry) -> None:

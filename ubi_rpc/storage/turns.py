@@ -36,6 +36,7 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: dict[_Ticket, None] = {}
         self._acting: dict[_Ticket, set[Key]] = {}
+        self._taken: set[Key] = set()  # by those that act; no two have one in common
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, keys: Callable[[], set[Key]], act: Callable[[], Coroutine[Any, Any, R]]) -> R:
@@ -84,20 +85,22 @@ class Turns:
             await asyncio.wait(self._tasks)
 
     def _grant(self) -> None:
-        taken: set[Key] = set().union(*self._acting.values())
+        ahead: set[Key] = set()
         for ticket in list(self._waiting):
             if ticket.granted.cancelled():  # it leaves as soon as its caller runs
                 continue
             keys = ticket.keys()
-            if taken.isdisjoint(keys):
+            if self._taken.isdisjoint(keys) and ahead.isdisjoint(keys):
                 del self._waiting[ticket]
                 self._acting[ticket] = keys
+                self._taken |= keys
                 ticket.granted.set_result(None)
-            taken |= keys
+            else:
+                ahead |= keys
 
     def _leave(self, ticket: _Ticket) -> None:
         self._waiting.pop(ticket, None)
-        self._acting.pop(ticket, None)
+        self._taken -= self._acting.pop(ticket, set())
         if not ticket.done.done():
             ticket.done.set_result(None)
         self._grant()
