@@ -114,7 +114,7 @@ def _overlay(process: Process) -> Path:
 
 
 def _start_ours(python: Path, folder: Path, image: Path, names: list[str], stack: ExitStack) -> list[Target]:
-    """One daemon with the shared file as a bdev, and a volume whose every stripe is present over a base of its own."""
+    """One daemon with a copy of the file as a bdev, and a volume whose every stripe is present over a base of its own."""
     if not {OURS, OURS_BARE} & set(names):
         return []
     daemon = stack.enter_context(Daemon.running(python, folder))
@@ -130,8 +130,10 @@ def _start_ours(python: Path, folder: Path, image: Path, names: list[str], stack
         daemon.check_all_present("ubi0")
         targets.append(volume)
     if OURS_BARE in names:
-        daemon.create_aio("aio0", image)
-        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), image))
+        bare = folder / "bare.raw"  # a file of its own: the daemon lends no image in use to a writer
+        shutil.copyfile(image, bare)
+        daemon.create_aio("aio0", bare)
+        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), bare))
     return targets
 
 
