@@ -13,10 +13,10 @@ from bench.compare import Plan
 from bench.control import run_c4, run_c7
 from bench.daemon import CHECKOUT
 from bench.load import build_nbd_load
-from bench.machine import describe
+from bench.machine import describe, warn_if_busy
 from bench.process import BenchError
 from bench.report import save
-from bench.servers import OURS, OURS_BARE
+from bench.servers import OURS, OURS_BARE, Files
 from bench.tables import DATA_TABLES, PEER_NAMES, Setup, run_data_table
 
 SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
@@ -30,6 +30,8 @@ def main() -> int:
     """Measure the tables that are asked for, one after the other."""
     args = _parse()
     names = TABLES if "all" in args.tables else tuple(dict.fromkeys(args.tables))
+    os.nice(args.nice)
+    warn_if_busy()
     args.work.mkdir(parents=True, exist_ok=True)
     try:
         for name in names:
@@ -59,7 +61,7 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
     servers = tuple(filter(None, args.servers.split(",")))
     if unknown := set(servers) - set(SERVERS):
         raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
-    setup = Setup(args.python, args.nbd_load, folder, size_mib * MIB, plan, args.only, servers, cpu)
+    setup = Setup(args.python, args.nbd_load, Files(folder, size_mib * MIB), plan, args.only, servers, cpu)
     return run_data_table(DATA_TABLES[name], setup)
 
 
@@ -76,6 +78,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size-mib", type=int, help="of the file that is served (1024)")
     parser.add_argument("--only", default="", help="leave out the loads whose name has not this in it: 'qd32 nbd-load'")
     parser.add_argument("--servers", default="", help=f"only these, with commas between: {', '.join(SERVERS)}")
+    parser.add_argument(
+        "--nice", type=int, default=0, help="of servers and clients: -15 on a machine with other work (0)"
+    )
     parser.add_argument("--work", type=Path, default=CHECKOUT / "build/bench/work", help="folder for the files")
     parser.add_argument("--results", type=Path, default=CHECKOUT / "build/bench/results", help="folder for results")
     parser.add_argument("--python", type=Path, default=_default_python(), help="interpreter that runs our daemon")

@@ -38,6 +38,15 @@ def describe(folder: Path) -> dict[str, str]:
     return facts
 
 
+def warn_if_busy() -> None:
+    """Say so when others use the machine: figures then vary by a multiple."""
+    load, cpus = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cpus / 4:
+        print(
+            f"note: other work keeps this machine busy (load average {load:.1f} on {cpus} CPUs); see --nice, --rounds"
+        )
+
+
 def _cpu_model() -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

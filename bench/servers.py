@@ -1,7 +1,8 @@
 """The servers that are compared: peers as their users start them, and ours.
 
-All that serve the file itself serve the same file: one page cache, one layout on disk. Locks are off where a server
-would refuse that; only one server is under load at a time.
+All that serve a file itself serve the same file: one page cache, one layout on disk. Locks are off where a server
+would refuse that; only one server is under load at a time. Our volume has its own base, of the same size, and an image
+of its own, which it keeps others from changing.
 """
 
 from __future__ import annotations
@@ -91,17 +92,52 @@ PEERS = (
 )
 
 
-def _start_peer(peer: Peer, folder: Path, image: Path, stack: ExitStack) -> Target:
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What is served, in a folder of its own.
+
+    Args:
+        folder: also for sockets, logs and what servers write.
+        size_bytes: of the files.
+    """
+
+    folder: Path
+    size_bytes: int
+
+    @property
+    def shared(self) -> Path:
+        """What everybody serves who serves a file as it is."""
+        return self.folder / "shared.raw"
+
+    @property
+    def image(self) -> Path:
+        """What our volume is made from."""
+        return self.folder / "image.raw"
+
+    @property
+    def base(self) -> Path:
+        """What our volume is kept in."""
+        return self.folder / "base.raw"
+
+    def write(self) -> None:
+        """Make them, with the same content."""
+        write_image(self.shared, self.size_bytes)
+        write_image(self.image, self.size_bytes)
+        with self.base.open("wb") as file:
+            file.truncate(self.size_bytes + UBI_METADATA_BYTES)
+
+
+def _start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
     slug = peer.name.replace(" ", "-")
-    socket = folder / f"{slug}.sock"
-    argv = [word.format(image=image, socket=socket) for word in peer.argv]
-    process = Process(slug, argv, folder, {"TMPDIR": str(folder)})
+    socket = files.folder / f"{slug}.sock"
+    argv = [word.format(image=files.shared, socket=socket) for word in peer.argv]
+    process = Process(slug, argv, files.folder, {"TMPDIR": str(files.folder)})
     stack.callback(process.stop)
     process.wait_for_socket(socket)
-    target = Target(peer.name, process, socket, peer.export, image)
+    target = Target(peer.name, process, socket, peer.export, files.shared)
     if not peer.fill:
         return target
-    run(["nbdcopy", "--allocated", str(image), target.uri])
+    run(["nbdcopy", "--allocated", str(files.shared), target.uri])
     return replace(target, file=_overlay(process))
 
 
@@ -113,47 +149,41 @@ def _overlay(process: Process) -> Path:
     raise BenchError(f"{process.name} has no unlinked file open; its cache cannot be put into the same state")
 
 
-def _start_ours(python: Path, folder: Path, image: Path, names: list[str], stack: ExitStack) -> list[Target]:
-    """One daemon with a copy of the file as a bdev, and a volume whose every stripe is present over a base of its own."""
+def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
+    """One daemon with the shared file as a bdev, and a volume of an image whose every stripe is present."""
     if not {OURS, OURS_BARE} & set(names):
         return []
-    daemon = stack.enter_context(Daemon.running(python, folder))
+    daemon = stack.enter_context(Daemon.running(python, files.folder))
     targets = []
     if OURS in names:
-        base = folder / "base.raw"
-        with base.open("wb") as file:
-            file.truncate(image.stat().st_size + UBI_METADATA_BYTES)
-        daemon.create_aio("aio1", base)
-        daemon.create_ubi("ubi0", "aio1", image)
-        volume = Target(OURS, daemon.process, daemon.nbd_socket, daemon.export("ubi0"), base)
-        run(["nbdcopy", "--allocated", str(image), volume.uri])
+        daemon.create_aio("aio1", files.base)
+        daemon.create_ubi("ubi0", "aio1", files.image)
+        volume = Target(OURS, daemon.process, daemon.nbd_socket, daemon.export("ubi0"), files.base)
+        run(["nbdcopy", "--allocated", str(files.image), volume.uri])
         daemon.check_all_present("ubi0")
         targets.append(volume)
     if OURS_BARE in names:
-        bare = folder / "bare.raw"  # a file of its own: the daemon lends no image in use to a writer
-        shutil.copyfile(image, bare)
-        daemon.create_aio("aio0", bare)
-        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), bare))
+        daemon.create_aio("aio0", files.shared)
+        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), files.shared))
     return targets
 
 
 @contextmanager
-def running(python: Path, folder: Path, size_bytes: int, names: list[str]) -> Iterator[list[Target]]:
+def running(python: Path, files: Files, names: list[str]) -> Iterator[list[Target]]:
     """Start the named servers on fresh files, ready to be measured; end them afterwards.
 
     Servers that are not installed are left out, with a word.
     """
-    image = folder / "image.raw"
-    write_image(image, size_bytes)
+    files.write()
     with ExitStack() as stack:
-        targets = _start_ours(python, folder, image, names, stack)
+        targets = _start_ours(python, files, names, stack)
         for peer in PEERS:
             if peer.name not in names:
                 continue
             if shutil.which(peer.argv[0]) is None:
                 print(f"{peer.argv[0]} is not installed: no {peer.name}")
                 continue
-            targets.append(_start_peer(peer, folder, image, stack))
+            targets.append(_start_peer(peer, files, stack))
         if not targets:
             raise BenchError(f"no server to measure among {names}")
         for file in {target.file for target in targets}:

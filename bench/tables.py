@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench import servers
 from bench.compare import Plan, Result, compare
 from bench.load import Cell, Client, Clients, Pattern
 from bench.report import number, table
-from bench.servers import OURS, OURS_BARE, PEERS
+from bench.servers import OURS, OURS_BARE, PEERS, Files
 
 SMALL_BYTES = 4096
 LARGE_BYTES = 128 << 10
@@ -103,8 +104,7 @@ class Setup:
     Args:
         python: runs our daemon.
         nbd_load: the batching client.
-        folder: an empty folder for the files; its file system is measured with them.
-        size_bytes: of the file and of the volume's image.
+        files: what is served, in an empty folder; its file system is measured with them.
         plan: how long and how often.
         only: part of a cell's name; the other cells are left out.
         servers: names; the other servers are left out. Empty: none is.
@@ -113,8 +113,7 @@ class Setup:
 
     python: Path
     nbd_load: Path
-    folder: Path
-    size_bytes: int
+    files: Files
     plan: Plan
     only: str
     servers: tuple[str, ...]
@@ -125,7 +124,7 @@ def run_data_table(spec: DataTable, setup: Setup) -> tuple[str, dict[str, Any]]:
     """Measure a table; return it for people and for programs."""
     cells = [cell for cell in spec.cells if setup.only in str(cell)]
     names = [name for name in (OURS, *spec.others, *spec.against) if not setup.servers or name in setup.servers]
-    with servers.running(setup.python, setup.folder, setup.size_bytes, names) as targets:
+    with servers.running(setup.python, setup.files, names) as targets:
         results = compare(Clients(setup.nbd_load, setup.pin_cpu), targets, cells, setup.plan)
         shown = [target.name for target in targets]
     text = [_main_table(spec, cells, shown, results)]
@@ -133,7 +132,7 @@ def run_data_table(spec: DataTable, setup: Setup) -> tuple[str, dict[str, Any]]:
         text.append(_cost_table(cells, shown, results))
     record = {
         "plan": asdict(setup.plan),
-        "size_bytes": setup.size_bytes,
+        "size_bytes": setup.files.size_bytes,
         "results": [
             {"cell": str(one.cell), "server": one.target, "samples": [asdict(sample) for sample in one.samples]}
             for one in results
@@ -142,33 +141,37 @@ def run_data_table(spec: DataTable, setup: Setup) -> tuple[str, dict[str, Any]]:
     return "\n".join(text), record
 
 
-def _figure(result: Result, *, cost: bool) -> float:
-    if cost:
-        return result.median.cpu_us
-    return result.median.mib_s if result.cell.block_bytes > SMALL_BYTES else result.median.iops
+def _figures(result: Result, *, cost: bool) -> list[float]:
+    """What counts of each run, in order."""
+    large = result.cell.block_bytes > SMALL_BYTES
+    return [one.cpu_us if cost else one.mib_s if large else one.iops for one in result.samples]
 
 
 def _main_table(spec: DataTable, cells: list[Cell], shown: list[str], results: list[Result]) -> str:
-    figures = {(one.cell, one.target): _figure(one, cost=spec.cost) for one in results}
+    figures = {(one.cell, one.target): _figures(one, cost=spec.cost) for one in results}
     rows = []
     for cell in cells:
-        row = [str(cell), *(number(figures[cell, name]) for name in shown)]
+        row = [str(cell), *(number(median(figures[cell, name])) for name in shown)]
         rivals = [figures[cell, name] for name in spec.against if name in shown]
         rows.append(row + _verdict(spec, cell, figures.get((cell, OURS)), rivals))
-    return table(spec.title, ["load", *shown, "ratio", "target", "met"], rows)
+    return table(spec.title, ["load", *shown, "ratio, median of rounds", "target", "met"], rows)
 
 
-def _verdict(spec: DataTable, cell: Cell, ours: float | None, rivals: list[float]) -> list[str]:
-    """Ratio to the best of the others, the one to reach, and whether it is; empty where one side is missing."""
+def _verdict(spec: DataTable, cell: Cell, ours: list[float] | None, rivals: list[list[float]]) -> list[str]:
+    """Ratio to the best of the others, the one to reach, and whether it is; empty where one side is missing.
+
+    The best is who has the best median. The ratio is the median of those of the rounds: what disturbs the machine for
+    a while disturbs both sides of a round.
+    """
     if ours is None or not rivals:
         return ["", "", ""]
-    best = min(rivals) if spec.cost else max(rivals)
-    ratio, target = ours / best, spec.target(cell)
+    best = min(rivals, key=median) if spec.cost else max(rivals, key=median)
+    ratio, target = median(own / other for own, other in zip(ours, best, strict=True)), spec.target(cell)
     met = ratio <= target if spec.cost else ratio >= target
     return [f"{ratio:.2f}", f"{'≤' if spec.cost else '≥'} {target:.2f}", "yes" if met else "NO"]
 
 
 def _cost_table(cells: list[Cell], shown: list[str], results: list[Result]) -> str:
-    figures = {(one.cell, one.target): _figure(one, cost=True) for one in results}
+    figures = {(one.cell, one.target): one.median.cpu_us for one in results}
     rows = [[str(cell), *(number(figures[cell, name]) for name in shown)] for cell in cells]
     return table("CPU time of the server for each request in the same runs (µs)", ["load", *shown], rows)

@@ -32,9 +32,16 @@ def test_median_each_figure_has_its_own() -> None:
 @pytest.mark.parametrize(("ours", "met"), [(400.0, "yes"), (300.0, "NO")])
 def test_verdict_is_against_the_best_peer(ours: float, met: str) -> None:
     shown = ["ubi_rpc ubi", "nbdkit file", "nbdkit cow"]
-    results = [result("ubi_rpc ubi", ours), result("nbdkit file", 100.0), result("nbdkit cow", 180.0, 200.0, 999.0)]
+    results = [result("ubi_rpc ubi", ours), result("nbdkit file", 100.0), result("nbdkit cow", 200.0)]
     row = cells_of(_main_table(DATA_TABLES["p1"], [DEEP], shown, results))
     assert row == [str(DEEP), f"{ours:.0f}", "100", "200", f"{ours / 200:.2f}", "≥ 1.70", met]
+
+
+def test_verdict_compares_within_each_round() -> None:
+    shown = ["ubi_rpc ubi", "nbdkit file"]
+    results = [result("ubi_rpc ubi", 200.0, 20.0, 100.0), result("nbdkit file", 100.0, 10.0, 90.0)]
+    row = cells_of(_main_table(DATA_TABLES["p1"], [DEEP], shown, results))
+    assert row == [str(DEEP), "100", "90.00", "2.00", "≥ 1.70", "yes"]
 
 
 @pytest.mark.parametrize(("ours", "met"), [(2.0, "yes"), (4.0, "NO")])
