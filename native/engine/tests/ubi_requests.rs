@@ -225,6 +225,10 @@ fn inv_2_a_base_whose_discards_do_not_zero_never_shows_its_old_bytes() {
         let mut model = fresh(&image);
         model[STRIPE as usize..2 * STRIPE as usize].fill(0);
         same(&all_of(&bdev).await, &model, "zeroed");
+        write(&bdev, 0, &[1; 4096]).await;
+        bdev.discard(0, 4096, false).await.expect("discard");
+        model[..4096].fill(0);
+        same(&all_of(&bdev).await, &model, "discarded on the base: zeros are written");
     });
 }
 

@@ -139,6 +139,16 @@ impl MemBase {
         self.state().faults.push((access, range, after, errno, times));
     }
 
+    /// Whether every fault that was ordered has happened.
+    pub fn was_hit(&self) -> bool {
+        self.state().faults.iter().all(|(_, _, _, _, times)| *times == 0)
+    }
+
+    /// No more faults.
+    pub fn heal(&self) {
+        self.state().faults.clear();
+    }
+
     /// Let no access that touches `range` go on, until the promise is set.
     pub fn hold(&self, access: Access, range: Range<u64>) -> Arc<Promise<()>> {
         let release = Promise::new();
@@ -191,7 +201,10 @@ impl MemBase {
         let (hold, delay, failed) = {
             let mut state = self.state();
             state.log.push(Op { access, range: range.clone() });
-            let hold = state.holds.iter().find(|(held, place, _)| *held == access && touches(place, &range));
+            let hold = state
+                .holds
+                .iter()
+                .find(|(held, place, release)| *held == access && touches(place, &range) && release.get().is_none());
             let hold = hold.map(|(_, _, release)| Arc::clone(release));
             let (delay, unlucky) = state.draw();
             (hold, delay, state.fault(access, &range).or(unlucky))
@@ -219,15 +232,14 @@ impl MemBase {
         };
         let result = self.enter(access, offset..offset + bytes.len() as u64).await;
         let mut state = self.state();
-        if result.is_err() && bytes.len() % 1024 == 0 {
-            // A failed write may have changed anything it was to change, here its first half.
-            put(&mut state.content, offset, &bytes[..bytes.len() / 2]);
-        } else if result.is_ok() {
-            put(&mut state.content, offset, &bytes);
-        }
-        // Numbered again: overlapping changes reach stable storage in the order in which they completed.
         let mut change = state.unsynced.remove(&id).expect("still there");
+        if result.is_err() {
+            // A failed write may have changed anything it was to change, here its first half in whole sectors.
+            change.bytes.truncate(bytes.len() / 1024 * 512);
+        }
         change.is_complete = true;
+        put(&mut state.content, offset, &change.bytes);
+        // Numbered again: overlapping changes reach stable storage in the order in which they completed.
         state.next_id += 1;
         let id = state.next_id;
         state.unsynced.insert(id, change);

@@ -88,6 +88,11 @@ impl MemImage {
         self.state().random = Some((random, fault_one_in));
     }
 
+    /// No more random times and failures.
+    pub fn be_calm(&self) {
+        self.state().random = None;
+    }
+
     async fn wait(&self) -> bool {
         let (hold, delay, fails) = {
             let mut state = self.state();

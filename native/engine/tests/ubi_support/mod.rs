@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
 
 mod base;
+mod big;
 mod image;
 mod random;
 mod time;
@@ -15,6 +16,7 @@ use ubi_engine::error::Result;
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
 pub use base::{Access, MemBase, Op};
+pub use big::{BigBase, BigImage};
 pub use image::MemImage;
 pub use random::Random;
 pub use time::run;

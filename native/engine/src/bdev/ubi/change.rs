@@ -2,7 +2,8 @@
 //!
 //! A request is cut where the states of its stripes differ, and its parts run at once, each for itself: no part
 //! holds a stripe while it waits for another. It is acknowledged when all parts are done and the header of each
-//! touched stripe is durable.
+//! touched stripe is durable. FUA is a change and a round: syncs of one base never overlap, since the kernel tells of
+//! a lost write only once, to whichever sync asks first (docs/decisions/fua-is-a-round.md).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,15 +36,17 @@ pub enum Change {
 
 impl Change {
     /// Do it on the base, for a part of the request's range.
-    async fn apply(&self, base: &dyn Bdev, at: u64, range: &Range<u64>, fua: bool) -> Result<()> {
+    async fn apply(&self, base: &dyn Bdev, at: u64, range: &Range<u64>) -> Result<()> {
         let len = range.end - range.start;
         match self {
             Change::Write { data, origin } => {
                 let part = data.slice((range.start - origin) as usize, len as usize);
-                base.write(at, part, fua).await
+                base.write(at, part, false).await
             }
-            Change::Zero { no_hole } => base.write_zeroes(at, len, ZeroFlags { no_hole: *no_hole, fua }).await,
-            Change::Discard => base.discard(at, len, fua).await,
+            Change::Zero { no_hole } => base.write_zeroes(at, len, ZeroFlags { no_hole: *no_hole, fua: false }).await,
+            Change::Discard if base.info().unmap_reads_zero => base.discard(at, len, false).await,
+            // What unmapped space reads there may be bytes of an earlier volume (INV-2).
+            Change::Discard => base.write_zeroes(at, len, ZeroFlags::default()).await,
         }
     }
 }
@@ -69,19 +72,28 @@ impl Volume {
             return Ok(());
         }
         let stripes = self.stripes_of(&range);
-        if self.stripes.is_complete() || self.stripes.all_at_least(stripes.clone(), State::Published) {
-            return change.apply(&*self.base, self.geometry.on_base(range.start), &range, fua).await;
-        }
-        let mut position = range.start;
-        while position < range.end {
-            let window = position..self.window_end(position).min(range.end);
-            position = window.end;
-            self.change_window(window, &change).await?;
+        let is_published = self.stripes.is_complete() || self.stripes.all_at_least(stripes.clone(), State::Published);
+        if is_published {
+            self.apply(&range, &change).await?;
+        } else {
+            self.change_stripes(range, &change).await?;
         }
         if fua {
             self.flush_round().await?;
         }
-        self.publish(stripes).await
+        if is_published { Ok(()) } else { self.publish(stripes).await }
+    }
+
+    async fn change_stripes(self: &Arc<Self>, range: Range<u64>, change: &Change) -> Result<()> {
+        let mut position = range.start;
+        while position < range.end {
+            let window = position..self.window_end(position).min(range.end);
+            position = window.end;
+            let parts = self.plan_parts(window, change);
+            let futures = parts.into_iter().map(|part| Box::pin(self.change_part(part, change)) as LocalFuture<'_, _>);
+            exec::join_all(futures.collect()).await.into_iter().collect::<Result<()>>()?;
+        }
+        Ok(())
     }
 
     fn window_end(&self, position: u64) -> u64 {
@@ -89,12 +101,6 @@ impl Volume {
             Some(stripe) => self.geometry.stripe_start(stripe.saturating_add(WINDOW_STRIPES)),
             None => u64::MAX,
         }
-    }
-
-    async fn change_window(self: &Arc<Self>, window: Range<u64>, change: &Change) -> Result<()> {
-        let parts = self.plan_parts(window, change);
-        let futures = parts.into_iter().map(|part| Box::pin(self.change_part(part, change)) as LocalFuture<'_, _>);
-        exec::join_all(futures.collect()).await.into_iter().collect()
     }
 
     /// Cut a range where the states of its stripes differ, claiming what needs no fetch. Does not wait.
@@ -129,7 +135,7 @@ impl Volume {
         }
     }
 
-    /// Whether the base holds a known content afterwards (INV-2: else old bytes of the base would show).
+    /// Whether it may bring a missing stripe to the base: a discard only where that costs no writing of zeros.
     fn fills(&self, change: &Change) -> bool {
         !matches!(change, Change::Discard) || self.base.info().unmap_reads_zero
     }
@@ -143,7 +149,7 @@ impl Volume {
     }
 
     async fn apply(&self, range: &Range<u64>, change: &Change) -> Result<()> {
-        change.apply(&*self.base, self.geometry.on_base(range.start), range, false).await
+        change.apply(&*self.base, self.geometry.on_base(range.start), range).await
     }
 
     /// A task of its own: the stripes are given back only when the base is done with them.
