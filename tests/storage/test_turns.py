@@ -194,6 +194,27 @@ async def test_settled_gives_up_after_its_limit() -> None:
     await first
 
 
+async def test_keys_that_grow_come_before_later_requests_whatever_was_cancelled_between() -> None:
+    """The deletion d of k learns of l. Of l's queue, b was cancelled and c came later, so d goes before c."""
+    record = Recorder()
+    grown = {"k"}
+    first = record.start("a", "k", "l")
+
+    async def act() -> None:
+        record.log.append("+d")
+
+    deletion = asyncio.create_task(record.turns.run(lambda: _keys(*grown), act))
+    cancelled, later = record.start("b", "l"), record.start("c", "l", "k")
+    await _idle()
+    cancelled.cancel()
+    await _idle()
+    grown.add("l")
+    record.gates["a"].set()
+    record.gates["c"].set()
+    await asyncio.gather(first, deletion, later)
+    assert record.log == ["+a", "-a", "+d", "+c", "-c"]
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_random_acts_never_share_a_key_and_all_end(seed: int) -> None:
     chance, turns, busy = random.Random(seed), Turns(), set[Key]()

@@ -8,7 +8,9 @@ for different objects overlap. Knows keys, not objects; decides nothing about th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -21,22 +23,34 @@ _log = logging.getLogger(__name__)
 
 
 class _Ticket:
-    __slots__ = ("done", "granted", "keys")
+    """One request. It stands in the queue of each of its keys, and acts once it is first in all of them."""
 
-    def __init__(self, keys: Callable[[], set[Key]]) -> None:
+    __slots__ = ("done", "granted", "keys", "number", "queues")
+
+    def __init__(self, number: int, keys: Callable[[], set[Key]]) -> None:
         loop = asyncio.get_running_loop()
+        self.number = number
         self.keys = keys
+        self.queues: set[Key] = set()
         self.granted: asyncio.Future[None] = loop.create_future()
         self.done: asyncio.Future[None] = loop.create_future()
 
+    @property
+    def acting(self) -> bool:
+        """Whether its turn has come and is not over."""
+        return self.granted.done() and not self.granted.cancelled() and not self.done.done()
+
 
 class Turns:
-    """The queue of requests that change objects."""
+    """The requests that change objects, in a queue for each key.
+
+    What is done with is taken out of a queue when it has come to its front.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[_Ticket, None] = {}
-        self._acting: dict[_Ticket, set[Key]] = {}
-        self._taken: set[Key] = set()  # by those that act; no two have one in common
+        self._numbers = itertools.count()
+        self._queues: dict[Key, deque[_Ticket]] = {}
+        self._tickets: dict[_Ticket, None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, keys: Callable[[], set[Key]], act: Callable[[], Coroutine[Any, Any, R]]) -> R:
@@ -47,12 +61,12 @@ class Turns:
 
         Args:
             keys: what the request touches, as of now; asked again whenever its turn may have come, because what
-                stands on an object changes while the request waits.
+                stands on an object changes while the request waits. What it once touched stays its own.
             act: decides without waiting, then acts.
         """
-        ticket = _Ticket(keys)
-        self._waiting[ticket] = None
-        self._grant()
+        ticket = _Ticket(next(self._numbers), keys)
+        self._tickets[ticket] = None
+        self._grant_if_first(ticket)
         try:
             await ticket.granted
         except asyncio.CancelledError:
@@ -70,12 +84,10 @@ class Turns:
 
     async def settled(self, keys: Iterable[Key] | None, limit_s: float) -> None:
         """Wait until the requests now in the queue for `keys` (None: all of them) are done, `limit_s` at most."""
-        wanted = None if keys is None else set(keys)
-        ahead = [
-            ticket.done
-            for ticket in (*self._acting, *self._waiting)
-            if wanted is None or not wanted.isdisjoint(self._acting.get(ticket) or ticket.keys())
-        ]
+        if keys is None:
+            ahead = [ticket.done for ticket in self._tickets]
+        else:
+            ahead = [ticket.done for key in keys for ticket in self._queues.get(key, ()) if not ticket.done.done()]
         if ahead:
             await asyncio.wait(ahead, timeout=limit_s)
 
@@ -84,26 +96,41 @@ class Turns:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _grant(self) -> None:
-        ahead: set[Key] = set()
-        for ticket in list(self._waiting):
-            if ticket.granted.cancelled():  # it leaves as soon as its caller runs
-                continue
-            keys = ticket.keys()
-            if self._taken.isdisjoint(keys) and ahead.isdisjoint(keys):
-                del self._waiting[ticket]
-                self._acting[ticket] = keys
-                self._taken |= keys
-                ticket.granted.set_result(None)
-            else:
-                ahead |= keys
+    def _grant_if_first(self, ticket: _Ticket) -> None:
+        for key in ticket.keys() - ticket.queues:
+            self._enqueue(key, ticket)
+        if all(self._first(key) is ticket for key in ticket.queues):
+            ticket.granted.set_result(None)
+
+    def _enqueue(self, key: Key, ticket: _Ticket) -> None:
+        """Stand in a queue: behind what acts, before what waits and came later.
+
+        Waiting requests stand in the order of their numbers in every queue, so none waits for another in a circle.
+        """
+        queue = self._queues.setdefault(key, deque())
+        ticket.queues.add(key)
+        if not queue or queue[-1].number < ticket.number:
+            queue.append(ticket)
+            return
+        later = (place for place, other in enumerate(queue) if other.number > ticket.number and not other.acting)
+        queue.insert(next(later, len(queue)), ticket)
+
+    def _first(self, key: Key) -> _Ticket | None:
+        queue = self._queues.get(key)
+        while queue and queue[0].done.done():
+            queue.popleft()
+        if queue:
+            return queue[0]
+        self._queues.pop(key, None)
+        return None
 
     def _leave(self, ticket: _Ticket) -> None:
-        self._waiting.pop(ticket, None)
-        self._taken -= self._acting.pop(ticket, set())
-        if not ticket.done.done():
-            ticket.done.set_result(None)
-        self._grant()
+        del self._tickets[ticket]
+        ticket.done.set_result(None)
+        firsts = {first for key in ticket.queues if (first := self._first(key)) is not None}
+        for first in sorted(firsts, key=lambda waiting: waiting.number):
+            if not first.granted.done():  # one that was cancelled leaves as soon as it runs
+                self._grant_if_first(first)
 
 
 def _log_abandoned(task: asyncio.Task[Any]) -> None:
