@@ -71,6 +71,11 @@ class Daemon:
         with self.client() as client:
             client.call("bdev_ubi_create", name=name, base_bdev=base, image_path=str(image), stripe_size_kb=STRIPE_KIB)
 
+    def delete_ubi(self, name: str) -> None:
+        """Delete a volume; its base stays."""
+        with self.client() as client:
+            client.call("bdev_ubi_delete", name=name)
+
     def export(self, bdev: str) -> str:
         """Offer a bdev on the daemon's NBD socket and return the export's name."""
         with self.client() as client:

@@ -119,12 +119,18 @@ class Files:
         """What our volume is kept in."""
         return self.folder / "base.raw"
 
+    @property
+    def bare(self) -> Path:
+        """What our bare bdev is."""
+        return self.folder / "bare.raw"
+
     def write(self) -> None:
         """Make them, with the same content."""
         write_image(self.shared, self.size_bytes)
         write_image(self.image, self.size_bytes)
-        with self.base.open("wb") as file:
-            file.truncate(self.size_bytes + UBI_METADATA_BYTES)
+        for base in (self.base, self.bare):
+            with base.open("wb") as file:
+                file.truncate(self.size_bytes + UBI_METADATA_BYTES)
 
 
 def _start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
@@ -150,22 +156,32 @@ def _overlay(process: Process) -> Path:
 
 
 def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
-    """One daemon with the shared file as a bdev, and a volume of an image whose every stripe is present."""
+    """One daemon with a volume whose every stripe is present, and a bare bdev whose file came about the same way.
+
+    The way matters: how a file was written decides its extents and its folios in the page cache, and with them the
+    cost of a request.
+    """
     if not {OURS, OURS_BARE} & set(names):
         return []
     daemon = stack.enter_context(Daemon.running(python, files.folder))
     targets = []
     if OURS in names:
-        daemon.create_aio("aio1", files.base)
-        daemon.create_ubi("ubi0", "aio1", files.image)
-        volume = Target(OURS, daemon.process, daemon.nbd_socket, daemon.export("ubi0"), files.base)
-        run(["nbdcopy", "--allocated", str(files.image), volume.uri])
-        daemon.check_all_present("ubi0")
-        targets.append(volume)
+        targets.append(_fill_volume(daemon, files, OURS, "ubi0", files.base))
     if OURS_BARE in names:
-        daemon.create_aio("aio0", files.shared)
-        targets.append(Target(OURS_BARE, daemon.process, daemon.nbd_socket, daemon.export("aio0"), files.shared))
+        filled = _fill_volume(daemon, files, OURS_BARE, "ubi1", files.bare)
+        daemon.delete_ubi("ubi1")
+        targets.append(replace(filled, export=daemon.export("ubi1_base")))
     return targets
+
+
+def _fill_volume(daemon: Daemon, files: Files, target: str, name: str, base: Path) -> Target:
+    """Make a volume and write all of it through the daemon."""
+    daemon.create_aio(f"{name}_base", base)
+    daemon.create_ubi(name, f"{name}_base", files.image)
+    volume = Target(target, daemon.process, daemon.nbd_socket, daemon.export(name), base)
+    run(["nbdcopy", "--allocated", str(files.image), volume.uri])
+    daemon.check_all_present(name)
+    return volume
 
 
 @contextmanager
