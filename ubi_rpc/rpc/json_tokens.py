@@ -16,8 +16,10 @@ from typing import Final
 
 from ubi_rpc.rpc.json_values import JsonNumber
 
+# Possessive quantifiers stand on single characters only: on a group they match too much before Python 3.11.5
+# (CPython issue 106052), and Debian 12 has 3.11.2. Nothing follows a group here that could make it backtrack far.
 _SPACE: Final = rb"[ \t\r\n]*+"
-_NUMBER: Final = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
+_NUMBER: Final = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 
 # The usual token, whole: group 1 a string without escapes, 2 punctuation, 3 a number that has ended, 4 a literal.
 _TOKEN: Final = re.compile(
@@ -27,7 +29,7 @@ _SPACES: Final = re.compile(_SPACE)
 _COMMENT: Final = re.compile(rb"//[^\r\n]*+|/\*.*?\*/", re.DOTALL)
 _NUMBER_WHOLE: Final = re.compile(_NUMBER)
 _NUMBER_RUN: Final = re.compile(rb"[0-9.eE+\-]*+")
-_STRING_RUN: Final = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+')
+_STRING_RUN: Final = re.compile(rb'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
 _ESCAPE_BEGUN: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?")
 _LITERALS: Final[dict[bytes, bool | None]] = {b"true": True, b"false": False, b"null": None}
 _UTF8: Final = codecs.getincrementaldecoder("utf-8")
