@@ -717,8 +717,10 @@ def main() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = run(sys.argv[1:])
-        flush()
+        try:
+            code = run(sys.argv[1:])
+        finally:  # argparse leaves through SystemExit, with its help still in the buffer
+            flush()
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
