@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import signal
 import socket
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.process import READY, Process
+from tests.daemon.process import CHECKOUT, READY, Process
+
+STUB = CHECKOUT / "ubi_rpc/_native.pyi"
 
 MIB = 1 << 20
 
@@ -28,6 +31,15 @@ async def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterato
         assert not _sockets(tmp_path)
     finally:
         process.kill()
+
+
+def _members(name: str) -> set[str]:
+    """Return the members of a class in the stub of the native module."""
+    classes = (node for node in ast.parse(STUB.read_text()).body if isinstance(node, ast.ClassDef))
+    found = next(node for node in classes if node.name == name)
+    return {
+        item.target.id for item in found.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+    }
 
 
 def _sockets(folder: Path) -> list[str]:
@@ -143,3 +155,50 @@ async def test_a_file_that_another_daemon_holds_is_refused_after_a_while(daemon:
         assert await second.end(signal.SIGTERM) == 0
     finally:
         second.kill()
+
+
+async def test_an_overlay_is_formatted_shown_opened_again_and_leaves_nothing(daemon: Process) -> None:
+    await daemon.call("bdev_get_bdevs")
+    before = _left(daemon)
+    image = _file(daemon, "image.raw", 4 * MIB + 512)
+    for _ in range(2):
+        await _aio(daemon)
+        params = {"name": "ubi0", "base_bdev": "aio0", "image_path": image, "stripe_size_kb": 64}
+        assert await daemon.call("bdev_ubi_create", **params) == "ubi0"
+        status = await daemon.call("bdev_ubi_get_status", name="ubi0")
+        assert _members("UbiStatus") <= set(status)
+        assert (status["stripes_total"], status["stripe_size_kb"], status["sync_failed"]) == (65, 64, False)
+        (shown,) = await daemon.call("bdev_get_bdevs", name="ubi0")
+        assert (shown["block_size"], shown["num_blocks"]) == (512, 8 * MIB // 512)
+        assert set(status) - {"name"} == set(shown["driver_specific"]["ubi"])
+        await daemon.call("nbd_create_export", bdev_name="ubi0")
+        assert await daemon.call("bdev_aio_delete", name="aio0") is True
+        assert await daemon.call("bdev_get_bdevs") == []
+        assert _left(daemon) == before
+
+
+async def test_a_base_that_holds_something_else_is_refused_and_untouched(daemon: Process) -> None:
+    image = _file(daemon, "image.raw", 4 * MIB)
+    await _aio(daemon)
+    base = daemon.folder / "aio0.raw"
+    with base.open("r+b") as file:
+        file.write(b"NOT_UBI!")
+    before = base.read_bytes()
+    params = {"name": "ubi0", "base_bdev": "aio0", "image_path": image}
+    for _ in range(2):
+        assert (await daemon.request("bdev_ubi_create", **params))["error"] == {
+            "code": -22,
+            "message": "Invalid argument",
+        }
+    assert [bdev["claimed"] for bdev in await daemon.call("bdev_get_bdevs")] == [False]
+    assert base.read_bytes() == before
+
+
+async def test_an_image_may_be_shared_and_is_not_written_to(daemon: Process) -> None:
+    image = _file(daemon, "image.raw", 4 * MIB)
+    for number in range(3):
+        await _aio(daemon, f"base{number}")
+        await daemon.call("bdev_ubi_create", name=f"u{number}", base_bdev=f"base{number}", image_path=image)
+    answer = await daemon.request("bdev_aio_create", name="w", filename=image, block_size=512, cache="writeback")
+    assert answer["error"]["code"] == -16
+    assert len(await daemon.call("bdev_get_bdevs")) == 6
