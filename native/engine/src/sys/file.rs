@@ -62,7 +62,14 @@ pub struct StorageFile {
     file: File,
     name: String,
     direct: bool,
+    /// Its file system is a program's or another machine's, or does not say what it is.
+    remote: bool,
 }
+
+/// File systems whose requests wait for a program or another machine, also when told not to wait: FUSE, NFS, CIFS,
+/// SMB, Ceph, 9p, AFS. Source: linux/magic.h.
+const REMOTE_FILE_SYSTEMS: [i64; 8] =
+    [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997, 0x5346_414f, 0x517b];
 
 fn check(result: libc::c_long) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
@@ -87,7 +94,37 @@ impl StorageFile {
         }
         // SAFETY: `fd` was just opened and nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        Ok(Self { file, name: path.display().to_string(), direct: options.direct })
+        let mut opened = Self { file, name: path.display().to_string(), direct: options.direct, remote: false };
+        opened.set_blocking()?;
+        opened.remote = opened.file_system().is_none_or(|kind| REMOTE_FILE_SYSTEMS.contains(&kind));
+        Ok(opened)
+    }
+
+    /// Take O_NONBLOCK back, which is for the opening alone: io_uring would answer EAGAIN for ever where the file
+    /// system cannot read without waiting.
+    fn set_blocking(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open; F_GETFL has no argument.
+        let flags = unsafe { libc::fcntl(self.raw_fd(), libc::F_GETFL) };
+        if flags < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above; F_SETFL takes the flag word.
+        let result = unsafe { libc::fcntl(self.raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether an operation may wait for a program or another machine: never to be started on a reactor itself.
+    pub fn is_remote(&self) -> bool {
+        self.remote
+    }
+
+    /// The magic number of the file system, None where it does not say.
+    fn file_system(&self) -> Option<i64> {
+        // SAFETY: all-zero bytes are a valid statfs, a plain structure of integers.
+        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: `stat` is valid for writes.
+        let result = unsafe { libc::fstatfs(self.raw_fd(), &raw mut stat) };
+        (result == 0).then_some(stat.f_type)
     }
 
     pub fn name(&self) -> &str {
@@ -162,13 +199,9 @@ impl StorageFile {
 
     /// Whether the file lives in memory (tmpfs, ramfs, memfd): every access is a copy.
     pub fn is_in_memory(&self) -> bool {
-        // SAFETY: all-zero bytes are a valid statfs, a plain structure of integers.
-        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-        // SAFETY: `stat` is valid for writes.
-        let result = unsafe { libc::fstatfs(self.raw_fd(), &raw mut stat) };
         const RAMFS_MAGIC: i64 = 0x8584_58f6;
         let is_device = self.device_block_size().is_ok();
-        result == 0 && !is_device && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
+        !is_device && self.file_system().is_some_and(|kind| [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&kind))
     }
 
     /// No readahead beyond what is asked for (POSIX_FADV_RANDOM): it would leave large folios in the cache, which

@@ -10,6 +10,9 @@ use slab::Slab;
 use super::op::{Completion, Op};
 
 const ENTRIES: u32 = 512;
+/// Kernel workers of a ring that may wait for storage at once. The default, four a CPU, is fewer than the stripes that
+/// one volume fetches at a time: a slow image would keep every other volume's syncs waiting (INV-9).
+const WORKERS_MAX: u32 = 256;
 /// user_data of completions that nobody waits for.
 const IGNORED: u64 = u64::MAX;
 
@@ -58,6 +61,11 @@ impl<T> Ring<T> {
         };
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
+        }
+        let mut workers = [WORKERS_MAX, 0]; // bounded ones; 0 leaves the others as they are
+        match ring.submitter().register_iowq_max_workers(&mut workers) {
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error), // EINVAL: before Linux 5.15
+            _ => {}
         }
         Ok(Self { ring, in_flight: Slab::with_capacity(256), ops: 0, deferred })
     }
@@ -185,7 +193,19 @@ fn is_retry(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::EBUSY | libc::EAGAIN))
 }
 
+/// The entry of an operation. What waits for another machine goes to a kernel worker at once: such file systems may
+/// wait in the submission itself, and with it the whole reactor (INV-4).
 fn entry_of(op: &mut Op) -> squeue::Entry {
+    let remote = match op {
+        Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } | Op::Fallocate { file, .. } => {
+            file.is_remote()
+        }
+    };
+    let flags = if remote { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+    plain_entry_of(op).flags(flags)
+}
+
+fn plain_entry_of(op: &mut Op) -> squeue::Entry {
     match op {
         Op::Read { file, offset, buf, start } => {
             let rest = &mut buf[*start..];
