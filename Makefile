@@ -5,7 +5,7 @@ SETUP := sh scripts/setup.sh
 ONCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-e2e lint format build dev bench lock clean
+.PHONY: help demo test test-rust test-python test-e2e lint contract format build dev bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test-e2e: ## the daemon with real clients, on io_uring and on threads (ARGS="-k 
 lint: ## ruff, mypy strict, rustfmt, clippy with warnings denied
 	@$(SETUP) test
 	@$(ENV) exec sh scripts/test.sh lint
+
+contract: ## renew schemas/ and docs/rpc.md from the methods' models and docs/rpc.notes.md
+	@$(SETUP) test
+	@$(ENV) exec python scripts/contract.py
 
 format: ## rewrite the sources as the format checks want them
 	@$(SETUP) test

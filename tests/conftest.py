@@ -15,6 +15,7 @@ from ubi_rpc.engine import Engine
 from ubi_rpc.frontends.nbd import NbdFrontend
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.services import Services
+from ubi_rpc.rpc.contract import openrpc
 from ubi_rpc.rpc.dispatch import Dispatcher
 from ubi_rpc.rpc.method import State
 from ubi_rpc.rpc.wire_errors import WireError
@@ -108,6 +109,7 @@ async def domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
         method_names=lambda current: made.dispatcher.method_names(current=current),
         kill=killed.append,
         version=engine_double.VERSION,
+        discover=lambda: openrpc(dispatcher.methods.values(), engine_double.VERSION),
     )
     dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state)
     made = Domain(world, lifecycle, dispatcher, startup, tmp_path, killed, failed)

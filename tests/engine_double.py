@@ -44,6 +44,7 @@ class World:
         held: calls of a name wait for the event; `waiting` is set when one does.
         open: names of open bdevs in order of opening.
         offers: how each export was last added.
+        counters: what a bdev's I/O statistics say.
         log: every call that changed something, in order.
     """
 
@@ -57,6 +58,7 @@ class World:
         self.log: list[str] = []
         self.engine_running = False
         self.offers: dict[str, dict[str, object]] = {}
+        self.counters: dict[str, dict[str, int]] = {}
         self._next_port = 20000
 
     def hold(self, call: str) -> tuple[threading.Event, threading.Event]:
@@ -103,7 +105,8 @@ class Bdev:
         return dict(self._info)
 
     def iostat(self) -> dict[str, int]:
-        return dict.fromkeys(("bytes_read", "num_read_ops", "bytes_written", "num_write_ops"), 0)
+        zero = dict.fromkeys(("bytes_read", "num_read_ops", "bytes_written", "num_write_ops"), 0)
+        return {**zero, **self._world.counters.get(self.name, {})}
 
     def ubi_status(self) -> dict[str, object]:
         if self.closed:

@@ -18,8 +18,10 @@ from ubi_rpc import engine as native
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import UbiError
 from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.log_control import LogControl
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.services import Services
+from ubi_rpc.rpc.contract import openrpc
 from ubi_rpc.rpc.dispatch import Dispatcher
 from ubi_rpc.rpc.json_parser import parse_document, position
 from ubi_rpc.rpc.json_tokens import JsonSyntaxError
@@ -137,6 +139,8 @@ class Daemon:
             method_names=lambda current: dispatcher.method_names(current=current),
             kill=lambda number: os.kill(os.getpid(), number),
             version=native.version(),
+            discover=lambda: openrpc(dispatcher.methods.values(), native.version()),
+            log=LogControl(logging.getLogger().handlers),
         )
         dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
         server = UnixServer(settings.rpc_socket, dispatcher)

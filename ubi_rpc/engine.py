@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, cast
 
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, IoEngine
@@ -74,6 +74,10 @@ class Bdev:
     async def ubi_status(self) -> UbiStatus:
         """Return progress and state of a ubi bdev; `UbiError` unsupported for the other kinds."""
         return await self._engine.call(self.native.ubi_status)
+
+    async def iostat(self) -> Mapping[str, int]:
+        """Return the counters of completed requests, fields as `_native.IoStat`."""
+        return cast("Mapping[str, int]", await self._engine.call(self.native.iostat))
 
     async def close(self) -> None:
         """Finish what is in flight, publish, sync, release locks and descriptors; idempotent.

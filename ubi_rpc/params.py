@@ -57,9 +57,11 @@ def _lower_uuid(text: str) -> str:
 Text = Annotated[str, AfterValidator(_plain_text)]
 """A string as a C program takes it: UTF-8 without NUL."""
 
-Uuid = Annotated[str, AfterValidator(_lower_uuid)]
+Uuid = Annotated[str, AfterValidator(_lower_uuid), Field(json_schema_extra={"format": "uuid"})]
 """A uuid in its dashed form; any case comes in, lower case comes out."""
 
+UInt8 = Annotated[int, Field(ge=0, le=2**8 - 1)]
+UInt16 = Annotated[int, Field(ge=0, le=2**16 - 1)]
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 UInt64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]

@@ -102,6 +102,10 @@ class BdevKind(Protocol[P_contra, F]):
     async def driver_specific(self, params: P_contra, bdev: Bdev) -> dict[str, object]:
         """What bdev_get_bdevs shows of this kind alone."""
 
+    def saved(self, params: P_contra) -> dict[str, object]:
+        """Return the parameters that make this bdev again, name and uuid excepted."""
+        return params.model_dump(exclude_none=True, exclude={"name", "uuid"})
+
 
 def invalid(message: str) -> UbiError:
     """Return the error for a value that cannot be served: EINVAL."""

@@ -121,6 +121,18 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
         """Return the overlay's parameters and progress; bdev_ubi shows nothing."""
         return {"ubi": {"base_bdev": params.base_bdev, **await bdev.ubi_status(), "survives": bdev.info.survives}}
 
+    @override
+    def saved(self, params: UbiParams) -> dict[str, object]:
+        """Return bdev_ubi's members in its order. Source: bdev_ubi src/bdev_ubi.c, write_config."""
+        return {
+            "base_bdev": params.base_bdev,
+            "image_path": params.image_path,
+            "stripe_size_kb": params.stripe_kb,
+            "copy_on_read": params.copy_on_read,
+            "directio": params.directio,
+            "no_sync": params.no_sync,
+        }
+
 
 def plan_stripe_size(params: UbiParams) -> None:
     """Refuse stripe sizes that the format does not know."""

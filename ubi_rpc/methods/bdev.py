@@ -13,8 +13,8 @@ from ubi_rpc.bdevs import KINDS
 from ubi_rpc.bdevs.kind import IO_TYPES, PREFERENCES, BdevKind, BdevParams
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.methods.services import Services
-from ubi_rpc.params import Params, Text, UInt64
-from ubi_rpc.rpc.method import Method
+from ubi_rpc.params import NoParams, Params, Text, UInt64
+from ubi_rpc.rpc.method import DECODE_FAILED, Method
 from ubi_rpc.storage.entries import BdevEntry, ObjectState
 from ubi_rpc.storage.lifecycle import Lifecycle
 
@@ -104,6 +104,7 @@ def _create(kind: BdevKind[Any, Any]) -> Method:
     async def create(services: Services, params: BdevParams) -> str:
         return await services.lifecycle.create_bdev(kind, params)
 
+    create.__doc__ = f"Create a bdev of kind {kind.name}; answers its name."
     return Method(name=f"bdev_{kind.name}_create", params=kind.params, handler=create)
 
 
@@ -112,6 +113,7 @@ def _delete(kind: BdevKind[Any, Any]) -> Method:
         await services.lifecycle.delete_bdev(kind, params.name)
         return True
 
+    delete.__doc__ = f"Delete a bdev of kind {kind.name} and everything that stands on it, exports included."
     return Method(name=f"bdev_{kind.name}_delete", params=BdevNameParams, handler=delete)
 
 
@@ -121,7 +123,34 @@ def _of_kinds() -> Iterator[Method]:
         yield _delete(kind)
 
 
+async def bdev_wait_for_examine(services: Services, _params: NoParams) -> bool:
+    """Answer when the creations that were asked for before are done; nothing is examined here."""
+    await services.lifecycle.settle()
+    return True
+
+
+async def bdev_examine(services: Services, params: BdevNameParams) -> bool:
+    """Answer true: nothing is ever found on a bdev without a create. Refused while bdevs are examined by themselves."""
+    if services.options.get("bdev_set_options").get("bdev_auto_examine", True):
+        raise UbiError(
+            ErrorKind.INVALID_PARAMS, f"bdev {params.name!r} is examined by itself; see bdev_set_options, auto_examine"
+        )
+    return True
+
+
 METHODS = (
+    Method(
+        name="bdev_wait_for_examine",
+        params=NoParams,
+        handler=bdev_wait_for_examine,
+        decode_error=(-32602, "bdev_wait_for_examine requires no parameters"),
+    ),
+    Method(
+        name="bdev_examine",
+        params=BdevNameParams,
+        handler=bdev_examine,
+        decode_error=(-32602, DECODE_FAILED[1]),
+    ),
     Method(name="bdev_get_bdevs", params=GetBdevsParams, handler=bdev_get_bdevs),
     *_of_kinds(),
 )

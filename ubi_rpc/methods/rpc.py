@@ -1,10 +1,11 @@
-"""What SPDK's error objects leave unsaid: asked for beforehand (a `data` member), or afterwards.
+"""What SPDK's protocol leaves unsaid: the methods' description, and the reason of an error, asked for before or after.
 
-SPDK's clients see neither unless they ask.
+SPDK's clients see none of it unless they ask.
 """
 
 from __future__ import annotations
 
+from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, INVALID_PARAMETERS, Method
 from ubi_rpc.rpc.session import current_session
@@ -13,7 +14,8 @@ from ubi_rpc.rpc.session import current_session
 class SetOptionsParams(Params):
     """Options of the connection that sends them.
 
-    error_data: add a `data` member {kind, message, context} to every error.
+    Args:
+        error_data: add a `data` member {kind, message, context} to every error.
     """
 
     error_data: bool
@@ -33,7 +35,19 @@ async def ubi_rpc_get_last_error(_services: object, _params: NoParams) -> dict[s
     return None if session is None else session.last_error
 
 
+async def rpc_discover(services: Services, _params: NoParams) -> dict[str, object]:
+    """Return the OpenRPC document of the methods that can be called."""
+    return services.discover()
+
+
 METHODS = (
+    Method(
+        name="rpc.discover",
+        params=NoParams,
+        handler=rpc_discover,
+        states=ANY_STATE,
+        decode_error=(-32602, "rpc.discover requires no parameters"),
+    ),
     Method(
         name="ubi_rpc_set_options",
         params=SetOptionsParams,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.log_control import LogControl
 from ubi_rpc.storage.lifecycle import Lifecycle
+from ubi_rpc.storage.options import Options
 
 
 class Startup(Protocol):
@@ -35,6 +37,9 @@ class Services:
         method_names: names of the methods; `current=True`: those that may be called now.
         kill: sends a signal to this process.
         version: the product's version, MAJOR.MINOR.PATCH with an optional suffix.
+        discover: gives the OpenRPC document of the methods.
+        log: the daemon's log.
+        options: what option methods were told.
     """
 
     lifecycle: Lifecycle
@@ -43,3 +48,6 @@ class Services:
     method_names: Callable[[bool], list[str]]
     kill: Callable[[int], None]
     version: str
+    discover: Callable[[], dict[str, object]] = dict
+    log: LogControl = field(default_factory=lambda: LogControl(()))
+    options: Options = field(default_factory=Options)

@@ -10,6 +10,8 @@ from ubi_rpc.bdevs.kind import BdevKind, BdevParams
 from ubi_rpc.engine import Bdev
 from ubi_rpc.file_identity import FileId
 from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
+from ubi_rpc.params import Params
+from ubi_rpc.storage.stats import Baseline
 
 
 class ObjectState(StrEnum):
@@ -35,6 +37,7 @@ class BdevEntry:
         handle: the open bdev, from ONLINE on.
         claimed_by: the bdev that stands on this one.
         exports: the exports that serve this one, in order of creation.
+        stats: the zero point of its statistics.
     """
 
     name: str
@@ -47,6 +50,7 @@ class BdevEntry:
     handle: Bdev | None = None
     claimed_by: BdevEntry | None = None
     exports: list[ExportEntry] = field(default_factory=list)
+    stats: Baseline = field(default_factory=Baseline)
 
     @property
     def bdev(self) -> Bdev:
@@ -58,11 +62,12 @@ class BdevEntry:
 
 @dataclass(slots=True, eq=False)
 class ExportEntry:
-    """An export by name, of one frontend."""
+    """An export by name, of one frontend, with the parameters that it was created with."""
 
     frontend: Frontend[Any]
     plan: ExportPlan
     entry: BdevEntry
+    params: Params
     state: ObjectState = ObjectState.CREATING
     handle: Export | None = None
 

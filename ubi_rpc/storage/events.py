@@ -14,6 +14,9 @@ from dataclasses import dataclass
 HISTORY = 1024
 """Events kept. Source: SPDK lib/notify/notify.c, SPDK_NOTIFY_MAX_EVENTS."""
 
+TYPES = ("bdev_register", "bdev_unregister", "bdev_resize", "nbd_export", "nbd_unexport")
+"""Every type there is; the first three are SPDK's."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -40,7 +43,9 @@ class Events:
         return list(self._history)
 
     def emit(self, event_type: str, ctx: str) -> None:
-        """Record an event, log it once and wake who waits for one."""
+        """Record an event of one of `TYPES`, log it once and wake who waits for one."""
+        if event_type not in TYPES:
+            raise AssertionError(f"{event_type} is no type of event")
         self._history.append(Event(event_type, ctx, next(self._ids)))
         _log.info("object=%s event=%s", ctx, event_type)
         if self._next is not None:

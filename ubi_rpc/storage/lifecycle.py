@@ -20,6 +20,7 @@ from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.export import Frontend
+from ubi_rpc.params import Params
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.events import Events
 from ubi_rpc.storage.registry import Registry
@@ -113,7 +114,7 @@ class Lifecycle:
         failures.raise_first()
 
     async def create_export(
-        self, frontend: Frontend[Any], bdev_name: str, export_name: str | None, params: object
+        self, frontend: Frontend[Any], bdev_name: str, export_name: str | None, params: Params
     ) -> ExportEntry:
         """Offer a bdev by a frontend.
 
@@ -127,10 +128,10 @@ class Lifecycle:
 
         return await self._turns.run(keys, lambda: self._create_export(frontend, bdev_name, params))
 
-    async def _create_export(self, frontend: Frontend[Any], bdev_name: str, params: object) -> ExportEntry:
+    async def _create_export(self, frontend: Frontend[Any], bdev_name: str, params: Params) -> ExportEntry:
         self._refuse_when_stopping()
         entry = self.registry.find(bdev_name)
-        export = ExportEntry(frontend, frontend.plan(params, entry.name, entry.bdev.info), entry)
+        export = ExportEntry(frontend, frontend.plan(params, entry.name, entry.bdev.info), entry, params)
         self.registry.reserve_export(export)
         async with AsyncExitStack() as undo:
             undo.callback(self.registry.release_export, export)

@@ -163,11 +163,11 @@ class Registry:
 
     def exports(self, frontend: Frontend[Any]) -> list[ExportEntry]:
         """Return a frontend's online exports in order of creation."""
-        return [
-            export
-            for export in self._exports.values()
-            if export.frontend is frontend and export.state is ObjectState.ONLINE
-        ]
+        return [export for export in self.all_exports() if export.frontend is frontend]
+
+    def all_exports(self) -> list[ExportEntry]:
+        """Return the online exports of every frontend in order of creation."""
+        return [export for export in self._exports.values() if export.state is ObjectState.ONLINE]
 
     def find_export(self, frontend: Frontend[Any], name: str) -> ExportEntry:
         """Return the online export called `name`, or raise not_found."""

@@ -1,0 +1,57 @@
+"""The configuration as it is now, as SPDK's save_config writes it: entries that make the same objects again.
+
+Pure: reads the registry and what option methods were told. Options of parts that are not here are saved once they were
+set; those that every SPDK program has are always there, as SPDK has them.
+
+Source: SPDK lib/init/subsystem.c (order of subsystems, who depends on whom), lib/bdev/bdev.c,
+spdk_bdev_subsystem_config_json (bdev_set_options first, bdev_wait_for_examine last).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from ubi_rpc.storage.entries import BdevEntry, ExportEntry
+from ubi_rpc.storage.registry import Registry
+
+Entry = dict[str, object]
+
+SUBSYSTEMS: Final[dict[str, tuple[str, ...]]] = {
+    "scheduler": (),
+    "sock": (),
+    "iobuf": (),
+    "accel": ("iobuf",),
+    "bdev": ("accel", "sock", "iobuf"),
+    "nbd": ("bdev",),
+}
+"""Subsystems in the order in which they come up, each with those that it needs."""
+
+OptionEntries = Callable[[str], list[Entry]]
+"""Gives the entries of a subsystem's options."""
+
+
+def subsystem_config(name: str, registry: Registry, options: OptionEntries) -> list[Entry]:
+    """Return the entries of one of `SUBSYSTEMS`."""
+    entries = options(name)
+    if name == "bdev":
+        entries += [saved_bdev(entry) for entry in registry.bdevs()]
+        entries.append({"method": "bdev_wait_for_examine"})
+    if name == "nbd":
+        entries += [saved_export(export) for export in registry.all_exports() if export.frontend.name == name]
+    return entries
+
+
+def saved_bdev(entry: BdevEntry) -> Entry:
+    """Return the call that makes a bdev again: same name, same uuid."""
+    params = {"name": entry.name, **entry.kind.saved(entry.params), "uuid": entry.uuid}
+    return {"method": f"bdev_{entry.kind.name}_create", "params": params}
+
+
+def saved_export(export: ExportEntry) -> Entry:
+    """Return the call that makes an export again."""
+    params = export.params.model_dump(exclude_none=True)
+    return {
+        "method": f"{export.frontend.name}_create_export",
+        "params": {**params, "bdev_name": export.entry.name, "export_name": export.plan.name},
+    }
