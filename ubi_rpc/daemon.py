@@ -174,6 +174,8 @@ class Daemon:
 
     def _init_failed(self, error: ConfigError) -> None:
         """Stop after a second pass that failed; who asked for it is still answered."""
+        if self._stop_asked.is_set():
+            return  # the stop refused the rest of the file, which is no fault of it
         self._fail(error)
         self._stop_asked.set()
 
