@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ STUB = CHECKOUT / "ubi_rpc/_native.pyi"
 MIB = 1 << 20
 
 
-@pytest.fixture(params=["io_uring", "threads"])
+@pytest.fixture(params=os.environ.get("UBI_TEST_IO_ENGINES", "io_uring threads").split())
 async def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Process]:
     """Return a running daemon; it must end cleanly."""
     process = Process(tmp_path)
