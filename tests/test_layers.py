@@ -10,12 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ubi_rpc"
 LAYERS = [
-    {"__main__", "daemon", "startup"},
+    {"__main__", "daemon", "startup", "config_check", "config_source"},
     {"rpc", "methods"},
     {"storage"},
     {"bdevs", "images", "frontends"},
     {"engine"},
-    {"params", "settings", "errors", "file_identity", "log_control", "log_output", "thread_usage"},
+    {"params", "settings", "errors", "file_identity", "log_control", "spdk_options", "log_output", "thread_usage"},
 ]
 ALONE = {"cli_rpc"}  # standard library only
 CROSSINGS = {"ubi_rpc._native": "engine.py", "jsonrpcserver": "rpc/dispatch.py"}

@@ -77,6 +77,28 @@ def test_a_bad_option_exits_with_2(arguments: list[str], capsys: pytest.CaptureF
     assert "usage: ubi_tgt" in capsys.readouterr().err
 
 
+def test_options_of_spdk_are_accepted_and_named() -> None:
+    settings = parse(
+        f"-S /var/storage/vhost --huge-dir /dev/hugepages --iova-mode va --rpc-socket r.sock --cpumask [{CPUS[0]}] "
+        "--disable-cpumask-locks --config F -s 1024 -n 2 -i0 -p 0 -u -g -d -R -A 00:01.0 --pci-blacklist x "
+        "--no-huge --interrupt-mode --max-delay 1 -e bdev -L rpc -L nvmf --base-virtaddr 0x2000 --lcores 0".split()
+    )
+    assert settings is not None
+    assert settings.ignored[:3] == ("--huge-dir", "--iova-mode", "--disable-cpumask-locks")
+    assert (settings.socket_dir, settings.config) == (Path("/var/storage/vhost"), Path("F"))
+    assert settings.log_flags == ("rpc", "nvmf")
+    plain = parse([])
+    assert plain is not None
+    assert (plain.ignored, plain.log_flags, plain.pid_file, plain.rpc_server) == ((), (), None, True)
+
+
+def test_waiting_for_rpc_without_its_server_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--wait-for-rpc", "--no-rpc-server"])
+    assert caught.value.code == 1
+    assert "--wait-for-rpc needs the RPC server" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("environ", "root", "expected"),
     [

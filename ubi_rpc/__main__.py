@@ -5,9 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from pathlib import Path
 
 from ubi_rpc import settings
 from ubi_rpc.log_output import LogOutput
+
+
+def _check(path: Path) -> int:
+    """Print what is wrong with a configuration; return the exit code."""
+    from ubi_rpc.config_check import report
+    from ubi_rpc.config_source import ConfigSource
+    from ubi_rpc.methods import METHODS
+    from ubi_rpc.storage.config_file import ConfigError
+
+    try:
+        lines, code = report(ConfigSource(path), METHODS)
+    except ConfigError as error:
+        lines, code = [str(error)], error.exit_code
+    print("\n".join(lines))  # noqa: T201  what --check-config is for
+    return code
 
 
 def main() -> int:
@@ -18,6 +34,8 @@ def main() -> int:
 
         print(f"ubi_rpc v{version()}")  # noqa: T201  what -v is for
         return 0
+    if chosen.check_config is not None:
+        return _check(chosen.check_config)
     logging.basicConfig(level=logging.INFO, handlers=[LogOutput()])
     from ubi_rpc.daemon import Daemon  # what takes long to import comes after the command line is known to be good
 

@@ -15,17 +15,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from ubi_rpc import engine as native
+from ubi_rpc.config_source import ConfigSource
 from ubi_rpc.engine import Engine
-from ubi_rpc.errors import UbiError
+from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.nbd import NbdFrontend
-from ubi_rpc.log_control import LogControl
+from ubi_rpc.log_control import FLAGS, LogControl
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.services import Services
 from ubi_rpc.rpc.contract import openrpc
 from ubi_rpc.rpc.dispatch import Dispatcher
-from ubi_rpc.rpc.json_parser import parse_document, position
-from ubi_rpc.rpc.json_tokens import JsonSyntaxError
-from ubi_rpc.rpc.json_values import JsonObject
 from ubi_rpc.rpc.method import State
 from ubi_rpc.rpc.unix_server import SocketInUseError, UnixServer
 from ubi_rpc.rpc.wire_errors import WireError
@@ -43,42 +41,6 @@ EXIT_SOCKET_IN_USE = 234
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _log = logging.getLogger(__name__)
-
-
-class StartError(Exception):
-    """The daemon cannot run; `exit_code` is what it exits with."""
-
-    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class ConfigSource:
-    """A configuration file, read and parsed.
-
-    Raises:
-        StartError: it cannot be read.
-        ConfigError: it is not JSON (comments allowed).
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        try:
-            self._data = path.read_bytes()
-        except OSError as error:
-            raise StartError(f"{path}: {os.strerror(error.errno or errno.EIO)}") from error
-        try:
-            self.root = parse_document(self._data, comments=True)
-        except JsonSyntaxError as error:
-            raise ConfigError(f"{path}:{error.line}:{error.column}: {error.reason}") from error
-
-    def position(self, value: dict[str, object]) -> tuple[int, int]:
-        """Return line and column of an object, counted from 1."""
-        return position(self._data, value.offset) if isinstance(value, JsonObject) else (1, 1)
-
-    def duplicates(self, value: dict[str, object]) -> list[str]:
-        """Return the keys that an object has more than once."""
-        return value.duplicates if isinstance(value, JsonObject) else []
 
 
 class Daemon:
@@ -108,7 +70,7 @@ class Daemon:
                 give_up = loop.call_later(STOP_TIMEOUT_S, self._give_up)
                 await parts.aclose()
                 give_up.cancel()
-        except (ConfigError, SocketInUseError, StartError, UbiError) as error:
+        except (ConfigError, SocketInUseError, UbiError) as error:
             self._fail(error)
         _log.info("ubi_tgt stopped exit_code=%d", self._exit_code)
         return self._exit_code
@@ -124,6 +86,8 @@ class Daemon:
     async def _start(self, parts: AsyncExitStack) -> None:
         """Build the parts, then start them in order; `parts` takes them down again in the reverse order."""
         settings = self._settings
+        if settings.ignored:
+            _log.info("options without effect here: %s", " ".join(settings.ignored))
         source = None if settings.config is None else ConfigSource(settings.config)
         engine = Engine()
         lifecycle = Lifecycle(engine, Registry(), Events())
@@ -142,13 +106,18 @@ class Daemon:
             discover=lambda: openrpc(dispatcher.methods.values(), native.version()),
             log=LogControl(logging.getLogger().handlers),
         )
+        _set_log_flags(services.log, settings.log_flags)
         dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
         server = UnixServer(settings.rpc_socket, dispatcher)
         if source is not None:
             startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
 
-        parts.push_async_callback(server.stop)
-        await server.start(paused=True)
+        if settings.rpc_server:
+            parts.push_async_callback(server.stop)
+            await server.start(paused=True)
+        if settings.pid_file is not None:
+            parts.callback(settings.pid_file.unlink, missing_ok=True)
+            _write_pid(settings.pid_file)
         _make_state_dir(settings.state_dir)
         _raise_file_limit()
         parts.push_async_callback(engine.shutdown)
@@ -158,7 +127,8 @@ class Daemon:
         await startup.run_startup_pass()
         if not settings.wait_for_rpc:
             await startup.start_init()
-        server.resume()
+        if settings.rpc_server:
+            server.resume()
         self._announce(engine, startup)
 
     def _announce(self, engine: Engine, startup: Startup) -> None:
@@ -183,7 +153,7 @@ class Daemon:
         """Log why the daemon ends and keep the exit code that says so; the first reason stands."""
         if not self._exit_code:
             self._exit_code = EXIT_SOCKET_IN_USE if isinstance(error, SocketInUseError) else EXIT_FAILED
-            if isinstance(error, ConfigError | StartError):
+            if isinstance(error, ConfigError):
                 self._exit_code = error.exit_code
             _log.error("ubi_tgt failed: %s", error)
 
@@ -213,6 +183,22 @@ def _raise_file_limit() -> None:
     """Take as many descriptors as this process may have: each volume and each client needs some."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def _set_log_flags(log: LogControl, flags: tuple[str, ...]) -> None:
+    for flag in flags:
+        try:
+            log.set_flag(flag, enabled=True)
+        except KeyError:
+            _log.warning("logflag=%s is no part of this program; there are %s, all", flag, ", ".join(FLAGS))
+
+
+def _write_pid(path: Path) -> None:
+    try:
+        path.write_text(f"{os.getpid()}\n")
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO)
+        raise UbiError(ErrorKind.IO, f"pid file {path}: {reason}", errno=error.errno) from error
 
 
 def _make_state_dir(path: Path) -> None:

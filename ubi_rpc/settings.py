@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ubi_rpc import spdk_options
+from ubi_rpc.log_control import FLAGS
+
 DEFAULT_RPC_SOCKET = "/var/tmp/spdk.sock"  # noqa: S108  SPDK's own default: clients look there
 """Source: SPDK include/spdk/rpc.h, SPDK_DEFAULT_RPC_ADDR."""
 
@@ -45,6 +48,11 @@ class Settings:
         wait_for_rpc: stay in the STARTUP state until framework_start_init is called.
         rpcs_allowed: the only methods that may be called; None allows all.
         io_engine: how the engine does I/O.
+        check_config: only check this configuration and exit.
+        rpc_server: listen for clients.
+        pid_file: where the process's number is written.
+        log_flags: parts of the program that tell their details from the start.
+        ignored: options of SPDK that were given and have no effect.
     """
 
     rpc_socket: Path
@@ -57,6 +65,11 @@ class Settings:
     wait_for_rpc: bool
     rpcs_allowed: frozenset[str] | None
     io_engine: IoEngine
+    check_config: Path | None = None
+    rpc_server: bool = True
+    pid_file: Path | None = None
+    log_flags: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -131,7 +144,14 @@ def parser() -> argparse.ArgumentParser:
     add("--rpcs-allowed", metavar="NAME,...", default=None, help="the only methods that may be called")
     add("--io-engine", choices=("auto", "io_uring", "threads"), default="auto",
         help="io_uring, a pool of threads where it is not allowed, or whichever works (default)")  # fmt: skip
+    add("--check-config", metavar="FILE", type=Path, default=None,
+        help="check a configuration without applying it, and exit with the code that a daemon would")  # fmt: skip
+    add("--no-rpc-server", dest="rpc_server", action="store_false", help="do not listen for clients")
+    add("-f", dest="pid_file", metavar="FILE", type=Path, default=None, help="write the process's number there")
+    add("-L", "--logflag", dest="log_flags", metavar="FLAG", action="append", default=[],
+        help=f"log the details of a part of the program: {', '.join(FLAGS)}, or all")  # fmt: skip
     add("-v", "--version", action="store_true", help="print the version and exit")
+    spdk_options.add_to(options)
     return options
 
 
@@ -139,11 +159,15 @@ def parse(argv: list[str]) -> Settings | None:
     """Turn a command line into settings; None when -v asked for the version alone.
 
     Raises:
-        SystemExit: 2 for a bad option, 0 after -h, as argparse does and as SPDK does.
+        SystemExit: 2 for a bad option, 0 after -h, as argparse does and as SPDK does; 1 for options that exclude
+            each other.
     """
-    args = parser().parse_args(argv)
+    options = parser()
+    args = options.parse_args(argv)
     if args.version:
         return None
+    if args.wait_for_rpc and not args.rpc_server:
+        options.exit(1, "ubi_tgt: --wait-for-rpc needs the RPC server\n")
     cpus: tuple[int, ...] | None = args.cpumask
     allowed: str | None = args.rpcs_allowed
     state_dir: Path | None = args.state_dir
@@ -158,4 +182,9 @@ def parse(argv: list[str]) -> Settings | None:
         wait_for_rpc=args.wait_for_rpc,
         rpcs_allowed=None if allowed is None else frozenset(name.strip() for name in allowed.split(",")),
         io_engine=args.io_engine,
+        check_config=args.check_config,
+        rpc_server=args.rpc_server,
+        pid_file=args.pid_file,
+        log_flags=tuple(args.log_flags),
+        ignored=tuple(args.ignored),
     )

@@ -236,3 +236,44 @@ async def test_a_log_that_nobody_reads_holds_nothing_up(process: Process) -> Non
     writer.close()
     process.running.send_signal(signal.SIGTERM)
     assert await process.exit_code() == 0
+
+
+async def test_ubiclouds_command_line_starts_the_daemon(process: Process) -> None:
+    config = process.folder / "spdk.json"
+    config.write_text(
+        json.dumps(
+            {
+                "subsystems": [
+                    _one("iobuf", "iobuf_set_options", small_pool_count=38400, large_pool_count=4800),
+                    _one("accel", "accel_set_options", task_count=4096),
+                    _one("bdev", "bdev_set_options", bdev_io_pool_size=65536),
+                ]
+            }
+        )
+    )
+    await process.start(
+        *("-S", str(process.folder), "--huge-dir", "/mnt/huge", "--iova-mode", "va"),
+        *("--cpumask", "[0]", "--disable-cpumask-locks", "--config", str(config)),
+        *("-f", str(process.folder / "pid"), "-L", "nvmf"),
+    )
+    await process.until(READY)
+    log = "".join(process.log)
+    assert "options without effect here: --huge-dir --iova-mode --disable-cpumask-locks" in log
+    assert "logflag=nvmf is no part" in log
+    assert int((process.folder / "pid").read_text()) == process.running.pid
+    saved = await process.call("framework_get_config", name="iobuf")
+    assert saved[0]["params"]["small_pool_count"] == 38400
+    assert await process.end(signal.SIGTERM) == 0
+    assert not (process.folder / "pid").exists()
+
+
+def _one(subsystem: str, method: str, **params: object) -> dict[str, object]:
+    return {"subsystem": subsystem, "config": [{"method": method, "params": params}]}
+
+
+async def test_no_rpc_server_applies_the_configuration_and_listens_nowhere(process: Process) -> None:
+    await process.start("--no-rpc-server", "--json", _config(process.folder))
+    await process.until(READY)
+    assert "object=m event=nbd_export" in "".join(process.log)
+    assert not process.socket.exists()
+    assert await process.end(signal.SIGTERM) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ubi_rpc.daemon import ConfigSource, StartError
+from ubi_rpc.config_source import ConfigSource
 from ubi_rpc.rpc.json_values import to_plain
 from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Step, apply
 
@@ -120,7 +120,7 @@ def test_an_unknown_subsystem_is_skipped_with_a_notice(tmp_path: Path, caplog: p
 
 
 def test_a_missing_file_is_another_error(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="No such file or directory") as caught:
+    with pytest.raises(ConfigError, match="No such file or directory") as caught:
         ConfigSource(tmp_path / "absent.json")
     assert caught.value.exit_code == 1
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Protocol
 
 SUBSYSTEMS = frozenset({"bdev", "nbd"})
@@ -141,12 +142,16 @@ class ConfigReader:
                 _log.info("config=%s subsystem=%s is not part of this program and is skipped", entry.where, subsystem)
                 return None
             if not self._ignore_errors:
-                raise ConfigError(f"{entry.where}: method does not exist", EXIT_UNKNOWN_METHOD)
+                raise ConfigError(f"{entry.where}: method does not exist{self._suggest(entry)}", EXIT_UNKNOWN_METHOD)
             _log.error("config=%s method does not exist; skipped", entry.where)
         startup = {self._methods[entry.method] for entry in known}
         if len(startup) > 1:
             raise ConfigError(f"{entries[0].where}: a batch mixes start-up and runtime methods")
         return Step(tuple(known), startup=True in startup)
+
+    def _suggest(self, entry: Entry) -> str:
+        close = get_close_matches(entry.method[:64], self._methods, n=1)
+        return f", did you mean {close[0]!r}?" if close else ""
 
     def _entry(self, parent: object, subsystem: str, index: int, item: object) -> Entry:
         found = self._object(item, parent, f"subsystem {subsystem!r}, entry {index}")
