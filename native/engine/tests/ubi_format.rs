@@ -76,11 +76,32 @@ fn an_existing_volume_is_read_by_its_headers_and_not_written() {
         let content = volume(512, 512 * KIB, &[1, 0, 0, 0, 1, 0]);
         let base = MemBase::with_content(512, content.clone());
         let bdev = opened(&base, &image, options()).await;
-        assert!(base.take_log().iter().all(|op| op.access == Access::Read));
+        assert!(base.take_log().iter().all(|op| matches!(op.access, Access::Read | Access::Flush)));
         let status = bdev.status();
         assert_eq!((status.stripes_total, status.stripes_present, status.stripes_published), (4, 2, 2));
         for (stripe, byte) in [(0, 0x77), (1, 0x11), (2, 0x77), (3, 0x11), (4, 0x77)] {
             assert_eq!(read(&bdev, stripe * 64 * KIB + 512, 512).await, [byte; 512], "stripe {stripe}");
+        }
+    });
+}
+
+/// A process dies between a header's write and its flush: the next one reads it from the page cache and must not take
+/// it for durable, else a FUA write that it acknowledges is gone after a power cut, with its header.
+#[test]
+fn a_header_that_is_only_in_the_page_cache_is_made_durable_before_it_is_trusted() {
+    run(async {
+        let image = MemImage::new(vec![0x11; 4 * 64 * 1024]);
+        let base = MemBase::new(512, 512 * KIB);
+        let bdev = opened(&base, &image, options()).await;
+        base.hold(Access::Write, 0..4096);
+        let first = start_write(&bdev, 0, vec![0x22; 64 << 10]);
+        settle().await;
+        assert!(!first.is_done(), "not acknowledged: its header is on the way");
+        let mut deaths = (0..64).map(|seed| base.after_process_death(&mut Random::new(seed)));
+        let base = deaths.find(|base| base.bytes(14..15) == [1]).expect("the header has landed in one of them");
+        opened(&base, &image, options()).await;
+        for seed in 0..32 {
+            assert_eq!(base.after_power_cut(&mut Random::new(seed)).bytes(14..15), [1], "seed {seed}");
         }
     });
 }

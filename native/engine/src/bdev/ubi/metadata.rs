@@ -29,6 +29,8 @@ pub async fn load_or_format(base: &dyn Bdev, geometry: &Geometry) -> Result<Vec<
         area.extend_from_slice(&base.read(area.len() as u64, piece).await?);
     }
     layout::check_headers(name, &area, geometry)?;
+    // What a process left in the page cache when it died is read, but not durable yet; from now on it counts as such.
+    base.flush().await?;
     Ok(area)
 }
 
