@@ -1,0 +1,639 @@
+//! One history: a volume is formatted or opened, queues ask for things, base and image answer in an order that the seed
+//! chooses, processes die and power is lost; and after every event the cuts that are possible there are looked at.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use ubi_engine::bdev::ubi::{self, UbiBdev};
+use ubi_engine::bdev::{Bdev, ZeroFlags};
+use ubi_engine::error::{Error, Result as EngineResult};
+use ubi_engine::image::Image;
+use ubi_engine::reactor::exec::Executor;
+use ubi_engine::sys::buf::{IoBuf, IoData};
+
+use super::Random;
+use super::base::{Kind, SimBase, injected};
+use super::bdev_ubi::BdevUbi;
+use super::checker::Checker;
+use super::coverage::{Subject, Subjects};
+use super::cut::Depth;
+use super::image::SimImage;
+use super::oracle::{Cut, Oracle};
+use super::script::{Request, Step};
+use super::setting::{STRIPE, Setting};
+use super::tags::{SECTOR, Tag, mix};
+
+/// More events than any history of these lengths needs.
+const EVENTS_MAX: u32 = 20_000;
+/// An operation that fails does so again when it is tried again, but not for ever.
+const OPENS_MAX: u32 = 8;
+
+/// Everything that a history depends on.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub setting: Arc<Setting>,
+    pub script: Vec<Step>,
+    pub seed: u64,
+    /// Times that a process dies or power is lost, and the rest of the script goes on afterwards.
+    pub lives: u32,
+    pub depth: Depth,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    Running { start: u64 },
+    Ended,
+}
+
+/// The end of something that a task did.
+enum Ending {
+    Opened(EngineResult<Arc<UbiBdev>>),
+    Closed(EngineResult<()>),
+    Read(usize, EngineResult<Vec<Tag>>),
+    Done(usize, EngineResult<()>),
+}
+
+type Endings = Rc<RefCell<Vec<Ending>>>;
+
+/// See the module.
+pub struct History<'a> {
+    case: &'a Case,
+    checker: &'a mut Checker,
+    random: Random,
+    exec: Rc<Executor>,
+    base: Arc<SimBase>,
+    image: Arc<SimImage>,
+    volume: Option<Arc<UbiBdev>>,
+    oracle: Oracle,
+    progress: Vec<Progress>,
+    endings: Endings,
+    is_opening: bool,
+    is_formatted: bool,
+    /// The step that closes and opens the volume, while it runs.
+    reopening: Option<usize>,
+    opens: u32,
+    lives: u32,
+    has_faults: bool,
+    sync_failed: bool,
+    /// A sync failed in an earlier life: the 0.1 layout cannot tell, so FLUSH promises nothing from then on.
+    sync_failed_before: bool,
+    image_changed: bool,
+    /// What stays true for the rest of the history.
+    past: Subjects,
+    last_cut: (u64, u64),
+    events: u32,
+    trace: u64,
+    log: Option<Vec<String>>,
+}
+
+impl<'a> History<'a> {
+    pub fn new(case: &'a Case, checker: &'a mut Checker, logged: bool) -> Self {
+        let setting = &case.setting;
+        let base = SimBase::new(setting, setting.used_base());
+        let mut past = Subjects::default();
+        past.add_if(Subject::NoSync, setting.no_sync);
+        past.add_if(Subject::NoCopyOnRead, !setting.copy_on_read);
+        past.add_if(Subject::LargeBlocks, setting.block() > 1);
+        past.add_if(Subject::Hole, setting.has_hole);
+        past.add_if(Subject::Garbage, !setting.unmap_reads_zero);
+        past.add_if(Subject::PastStripes, setting.volume > 2 * STRIPE);
+        Self {
+            case,
+            checker,
+            random: Random::new(case.seed),
+            exec: Executor::new(|| {}),
+            image: SimImage::new(setting, Some(Arc::clone(&base))),
+            base,
+            volume: None,
+            oracle: Oracle::new(&setting.fresh()),
+            progress: vec![Progress::Waiting; case.script.len()],
+            endings: Endings::default(),
+            is_opening: false,
+            is_formatted: false,
+            reopening: None,
+            opens: 0,
+            lives: case.lives,
+            has_faults: setting.image_changes,
+            sync_failed: false,
+            sync_failed_before: false,
+            image_changed: false,
+            past,
+            last_cut: (u64::MAX, 0),
+            events: 0,
+            trace: 0,
+            log: logged.then(Vec::new),
+        }
+    }
+
+    /// Live through it. Returns a number that every event has a part in.
+    ///
+    /// # Errors
+    /// What broke a promise, with the events that led to it if they are logged.
+    pub fn run(mut self) -> Result<u64, String> {
+        let result = self.live();
+        self.end_process();
+        match result {
+            Ok(()) => Ok(self.trace),
+            Err(wrong) => {
+                let log = self.log.take().unwrap_or_default();
+                Err(format!("{wrong}\n{:#?}\nevents:\n  {}", self.case, log.join("\n  ")))
+            }
+        }
+    }
+
+    fn live(&mut self) -> Result<(), String> {
+        self.start_open();
+        loop {
+            loop {
+                self.go_on();
+                self.take_endings()?;
+                if !self.exec.has_ready() {
+                    break;
+                }
+            }
+            self.cut()?;
+            if self.lives > 0 && self.random.one_in(24) {
+                self.lives -= 1;
+                self.die()?;
+                continue;
+            }
+            self.events += 1;
+            if self.events > EVENTS_MAX {
+                return Err("INV-4: no end after very many events".into());
+            }
+            if !self.choose()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Let every task run until it waits for the scheduler.
+    fn go_on(&self) {
+        let _entered = self.exec.enter();
+        self.exec.run_ready(); // timers do not count as ready before
+        while self.exec.has_ready() {
+            self.exec.run_ready();
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = Ending> + 'static) {
+        let endings = Rc::clone(&self.endings);
+        let _entered = self.exec.enter();
+        self.exec.spawn(async move {
+            let ending = task.await;
+            endings.borrow_mut().push(ending);
+        });
+    }
+
+    fn note(&mut self, event: impl FnOnce() -> String, numbers: [u64; 3]) {
+        self.trace = numbers.iter().fold(self.trace, |trace, number| mix(trace ^ number));
+        if let Some(log) = &mut self.log {
+            log.push(event());
+        }
+    }
+
+    fn start_open(&mut self) {
+        self.note(|| "open".into(), [1, 0, 0]);
+        self.opens += 1;
+        self.is_opening = true;
+        let base: Arc<dyn Bdev> = Arc::clone(&self.base) as Arc<dyn Bdev>;
+        let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
+        let options = self.case.setting.options();
+        self.spawn(async move { Ending::Opened(ubi::open(base, image, options).await) });
+    }
+
+    // Events.
+
+    /// Let one thing happen; false when nothing is left to happen.
+    fn choose(&mut self) -> Result<bool, String> {
+        let in_flight = self.base.in_flight();
+        let startable = self.startable();
+        let choices = in_flight + startable.len();
+        if choices == 0 {
+            return self.pass_time();
+        }
+        if self.case.setting.image_changes && !self.image_changed && self.random.one_in(16) {
+            self.note(|| "the image changes".into(), [2, 0, 0]);
+            self.image_changed = true;
+            self.past.add(Subject::ChangedImage);
+            self.image.change();
+        }
+        if self.case.setting.inline {
+            let takes = self.random.one_in(2);
+            self.base.take_inline(takes);
+        }
+        let choice = self.random.below(choices as u64) as usize;
+        match choice.checked_sub(in_flight) {
+            None => self.advance(choice),
+            Some(index) => self.start(startable[index]),
+        }
+        Ok(true)
+    }
+
+    /// Nothing can happen but that time passes; INV-4 when nobody waits for it and somebody waits for an answer.
+    fn pass_time(&mut self) -> Result<bool, String> {
+        match self.exec.next_deadline() {
+            Some(deadline) => {
+                self.note(|| "time passes".into(), [3, 0, 0]);
+                self.exec.set_now(deadline);
+                if self.progress.iter().all(|progress| *progress == Progress::Ended) {
+                    self.past.add(Subject::TimedRound);
+                }
+                Ok(true)
+            }
+            None if self.is_opening
+                || self.progress.iter().any(|progress| matches!(progress, Progress::Running { .. })) =>
+            {
+                Err("INV-4: somebody waits, and nothing will ever wake him".into())
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Let an operation land, in part or whole, or complete, or fail.
+    fn advance(&mut self, index: usize) {
+        let (kind, id, slots, landed) = self
+            .base
+            .with_ops(|ops| (ops[index].kind, ops[index].id, ops[index].slots.clone(), ops[index].has_landed()));
+        let fails = self.case.setting.fault_one_in.is_some_and(|times| self.random.one_in(times));
+        let way = if kind.changes() && !landed { self.random.below(10) } else { 9 };
+        let what = match (fails, way) {
+            (true, _) => "fails",
+            (_, 0) => "lands in part",
+            (_, 1 | 2) => "lands",
+            _ => "completes",
+        };
+        self.note(|| format!("{kind:?} {id} of {slots:?} {what}"), [4, id, u64::from(fails) << 8 | way]);
+        match (fails, way) {
+            (true, _) => {
+                self.land_part(index);
+                self.note_fault(kind);
+                self.base.complete(index, Some(injected(&format!("{kind:?}"))));
+            }
+            (_, 0) => self.land_part(index),
+            (_, 1 | 2) => self.base.land(index, || true),
+            _ => self.base.complete(index, None),
+        }
+    }
+
+    fn land_part(&mut self, index: usize) {
+        let mut random = self.random.clone();
+        self.random.next();
+        self.base.land(index, || random.one_in(2));
+    }
+
+    fn note_fault(&mut self, kind: Kind) {
+        self.has_faults = true;
+        match kind {
+            Kind::Write | Kind::Zero | Kind::Discard => self.past.add(Subject::FailedWrite),
+            Kind::ImageRead => self.past.add(Subject::FailedImage),
+            Kind::Flush => {
+                self.sync_failed = true;
+                self.past.add(Subject::FailedSync);
+            }
+            Kind::Read => {}
+        }
+    }
+
+    // Requests.
+
+    /// The steps that their queues may start now.
+    fn startable(&self) -> Vec<usize> {
+        if self.volume.is_none() || self.reopening.is_some() {
+            return Vec::new();
+        }
+        let (mut startable, mut busy) = (Vec::new(), Vec::new());
+        for (index, step) in self.case.script.iter().enumerate() {
+            let progress = self.progress[index];
+            if progress == Progress::Ended {
+                continue;
+            }
+            if matches!(step.request, Request::Reopen { .. }) {
+                // Nothing passes it, and it passes nothing.
+                if busy.is_empty() && startable.is_empty() {
+                    startable.push(index);
+                }
+                break;
+            }
+            if progress == Progress::Waiting && !busy.contains(&step.queue) {
+                startable.push(index);
+            }
+            busy.push(step.queue);
+        }
+        startable
+    }
+
+    fn start(&mut self, index: usize) {
+        let request = self.case.script[index].request.clone();
+        self.note(|| format!("request {index}: {request:?}"), [5, index as u64, 0]);
+        let volume = Arc::clone(self.volume.as_ref().expect("an open volume"));
+        self.progress[index] = Progress::Running { start: self.oracle.tick() };
+        if let Request::Read(range) = &request {
+            self.oracle.submit_read(index, range.clone());
+        }
+        self.submit_changes(index, &request);
+        match request {
+            Request::Read(range) => self.spawn(async move { Ending::Read(index, read(&volume, range).await) }),
+            Request::Reopen { .. } => {
+                self.reopening = Some(index);
+                self.volume = None;
+                self.spawn(async move { Ending::Closed(volume.close().await) });
+            }
+            request => self.spawn(async move { Ending::Done(index, carry_out(&volume, index, request).await) }),
+        }
+    }
+
+    fn submit_changes(&mut self, index: usize, request: &Request) {
+        let range = request.changes();
+        match request {
+            Request::Write { .. } => self.oracle.submit(index, range, |sector| Tag::written(index, sector)),
+            Request::Zero { .. } => self.oracle.submit(index, range, |_| Tag::ZERO),
+            Request::Discard { .. } => {
+                self.oracle.submit(index, range.clone(), |_| Tag::ZERO);
+                if !self.case.setting.unmap_reads_zero {
+                    let first = super::setting::DATA_SLOT;
+                    self.oracle.submit(index, range, |sector| Tag::garbage(first + sector));
+                }
+            }
+            Request::Read(_) | Request::Flush | Request::Prefetch(_) | Request::Reopen { .. } => {}
+        }
+    }
+
+    fn take_endings(&mut self) -> Result<(), String> {
+        loop {
+            let Some(ending) = self.endings.borrow_mut().pop() else { return Ok(()) };
+            let error = match &ending {
+                Ending::Opened(result) => result.as_ref().err(),
+                Ending::Closed(result) | Ending::Done(_, result) => result.as_ref().err(),
+                Ending::Read(_, result) => result.as_ref().err(),
+            };
+            if let Some(error) = error.filter(|_| !self.has_faults) {
+                return Err(format!("something fails, and nothing has been made to fail: {error}"));
+            }
+            match ending {
+                Ending::Opened(result) => self.opened(result),
+                Ending::Closed(result) => self.closed(result)?,
+                Ending::Read(index, result) => self.read_ended(index, result)?,
+                Ending::Done(index, result) => self.ended(index, result),
+            }
+        }
+    }
+
+    fn opened(&mut self, result: EngineResult<Arc<UbiBdev>>) {
+        self.note(|| format!("opened: {:?}", result.as_ref().err()), [6, u64::from(result.is_ok()), 0]);
+        self.is_opening = false;
+        self.sync_failed_before |= self.sync_failed;
+        match result {
+            Ok(volume) => {
+                self.is_formatted = true;
+                self.volume = Some(volume);
+                if let Some(index) = self.reopening.take() {
+                    self.progress[index] = Progress::Ended;
+                    self.past.add(Subject::AfterClose);
+                }
+            }
+            Err(_) if self.opens < OPENS_MAX && !self.image_changed => self.start_open(),
+            Err(_) => self.progress.fill(Progress::Ended),
+        }
+    }
+
+    fn closed(&mut self, result: EngineResult<()>) -> Result<(), String> {
+        self.note(|| format!("closed: {:?}", result.as_ref().err()), [7, u64::from(result.is_ok()), 0]);
+        let index = self.reopening.expect("a step that closes");
+        if result.is_ok() && !self.case.setting.no_sync {
+            self.flushed(index);
+        }
+        self.end_process();
+        let by_bdev_ubi = self.case.script[index].request == Request::Reopen { by_bdev_ubi: true };
+        if by_bdev_ubi && result.is_ok() && !self.sync_failed {
+            self.live_under_bdev_ubi(index)?;
+        }
+        self.begin_process();
+        Ok(())
+    }
+
+    fn read_ended(&mut self, index: usize, result: EngineResult<Vec<Tag>>) -> Result<(), String> {
+        self.note(|| format!("request {index} ends: {:?}", result.as_ref().err()), [8, index as u64, 0]);
+        self.progress[index] = Progress::Ended;
+        let ended = self.oracle.end_read(index, result.as_deref().ok());
+        ended.map_err(|wrong| format!("request {index}: {wrong}"))
+    }
+
+    fn ended(&mut self, index: usize, result: EngineResult<()>) {
+        self.note(|| format!("request {index} ends: {:?}", result.as_ref().err()), [9, index as u64, 0]);
+        let request = &self.case.script[index].request;
+        let counts = result.is_ok() && !matches!(request, Request::Discard { .. });
+        let is_durable = request.is_fua() && !self.sync_failed_before;
+        self.oracle.end(index, request.changes(), counts, is_durable);
+        if let (Request::Discard { range, .. }, false) = (request, self.case.setting.unmap_reads_zero) {
+            self.oracle.end(index, range.clone(), false, false);
+        }
+        if result.is_ok() && *request == Request::Flush && !self.case.setting.no_sync {
+            self.flushed(index);
+        }
+        self.progress[index] = Progress::Ended;
+    }
+
+    /// A FLUSH or a close has succeeded.
+    fn flushed(&mut self, index: usize) {
+        let Progress::Running { start } = self.progress[index] else { panic!("only a running request ends") };
+        if !self.sync_failed_before {
+            self.oracle.flushed(start);
+        }
+    }
+
+    // Lives.
+
+    /// The process is gone: its tasks, its volume, its executor.
+    fn end_process(&mut self) {
+        let _entered = self.exec.enter();
+        self.volume = None;
+        self.exec.drop_tasks();
+        self.endings.borrow_mut().clear();
+    }
+
+    fn begin_process(&mut self) {
+        let now = self.exec.now();
+        self.exec = Executor::new(|| {});
+        self.exec.set_now(now);
+        self.endings = Endings::default();
+        self.sync_failed_before |= self.sync_failed;
+        self.image = SimImage::new(&self.case.setting, Some(Arc::clone(&self.base)));
+        if self.image_changed {
+            self.image.change();
+        }
+        self.start_open();
+    }
+
+    /// The process dies or power is lost; one of the survivors is what goes on.
+    fn die(&mut self) -> Result<(), String> {
+        let setting = &self.case.setting;
+        let cut = *self.random.pick(&[Cut::ProcessDeath, Cut::PowerLoss]);
+        let uncertain = match cut {
+            Cut::ProcessDeath => self.base.at_process_death(),
+            Cut::PowerLoss => self.base.at_power_loss(),
+        };
+        let disk = uncertain.survivor(setting.tear, &mut self.random);
+        let found = self.checker.examine(setting, cut, &disk, &self.oracle)?;
+        self.note(|| format!("{cut:?}"), [10, cut as u64, super::tags::hash(&disk)]);
+        self.end_process();
+        for progress in &mut self.progress {
+            if matches!(progress, Progress::Running { .. }) {
+                *progress = Progress::Ended;
+            }
+        }
+        self.reopening = None;
+        self.opens = 0;
+        match cut {
+            Cut::ProcessDeath => {
+                self.past.add(Subject::SecondLife);
+                self.oracle.survive_process_death(&found);
+                self.base = self.base.after_process_death(&disk);
+            }
+            Cut::PowerLoss => {
+                self.past.add(Subject::AfterPower);
+                self.oracle.survive_power_loss(&found);
+                self.base = SimBase::new(setting, disk);
+                self.sync_failed = false;
+                self.sync_failed_before = false;
+            }
+        }
+        self.begin_process();
+        Ok(())
+    }
+
+    /// Between a clean close and the next open bdev_ubi writes a stripe and reads another.
+    fn live_under_bdev_ubi(&mut self, index: usize) -> Result<(), String> {
+        let setting = &self.case.setting;
+        let mut disk = self.base.content();
+        let mut volume = BdevUbi::open(setting, &mut disk)?;
+        let block = setting.block();
+        let at = self.random.below((STRIPE / block) as u64) as usize * block;
+        let request = self.case.script.len() + index;
+        self.note(|| format!("bdev_ubi writes {block} sectors at {at}"), [11, at as u64, 0]);
+        for sector in self.oracle.lucky(setting.tail()) {
+            self.oracle.submit(request, sector..sector + 1, |_| Tag::ZERO);
+            self.oracle.end(request, sector..sector + 1, false, false);
+        }
+        self.oracle.submit(request, at..at + block, |sector| Tag::written(request, sector));
+        volume.write(at..at + block, |sector| Tag::written(request, sector));
+        self.oracle.submit_read(request, 0..setting.volume);
+        let found = volume.read(0..if self.random.one_in(2) { setting.volume } else { STRIPE });
+        self.oracle
+            .end_read(request, Some(&found))
+            .map_err(|wrong| format!("bdev_ubi after a clean close: {wrong}"))?;
+        volume.close();
+        self.oracle.end(request, at..at + block, true, true);
+        self.base.replace(disk);
+        let start = self.oracle.tick();
+        self.oracle.flushed(start);
+        self.past.add(Subject::BdevUbiLife);
+        Ok(())
+    }
+
+    // Cuts.
+
+    /// Look at what a cut at this moment may leave, unless nothing has changed since the last one.
+    fn cut(&mut self) -> Result<(), String> {
+        let moment = (self.base.version(), self.oracle.tick_count());
+        if moment == self.last_cut {
+            return Ok(());
+        }
+        self.last_cut = moment;
+        let subjects = self.subjects();
+        let (setting, depth) = (&self.case.setting, self.case.depth);
+        let death = self.base.at_process_death();
+        let with = subjects.with(Subject::ProcessDeath);
+        self.checker.look(setting, (Cut::ProcessDeath, &death), &self.oracle, depth, with)?;
+        let loss = self.base.at_power_loss();
+        let with = subjects.with(Subject::PowerLoss);
+        self.checker.look(setting, (Cut::PowerLoss, &loss), &self.oracle, depth, with)
+    }
+
+    /// What is going on just now.
+    fn subjects(&self) -> Subjects {
+        let mut subjects = self.past;
+        subjects.add_if(Subject::Format, self.is_opening && !self.is_formatted);
+        subjects.add_if(Subject::Reopen, self.is_opening && self.is_formatted);
+        subjects.add_if(Subject::CleanClose, self.reopening.is_some() && !self.is_opening);
+        subjects.add_if(Subject::InlineWrite, self.base.inline_writes() > 0);
+        for (step, progress) in self.case.script.iter().zip(&self.progress) {
+            if matches!(progress, Progress::Running { .. }) {
+                self.add_request(&step.request, &mut subjects);
+            }
+        }
+        if !self.is_opening {
+            let unsynced_headers = self.base.has_unsynced_headers();
+            self.base.with_ops(|ops| {
+                let headers = ops.iter().any(super::base::Op::is_metadata);
+                let sync = ops.iter().any(|op| op.kind == Kind::Flush);
+                subjects.add_if(Subject::Fetch, ops.iter().any(|op| op.kind == Kind::ImageRead));
+                subjects.add_if(Subject::Copy, ops.iter().any(super::base::Op::is_copy));
+                subjects.add_if(Subject::RoundHeaders, headers);
+                subjects.add_if(Subject::RoundFirstSync, sync && !unsynced_headers);
+                subjects.add_if(Subject::RoundSecondSync, sync && unsynced_headers);
+            });
+        }
+        subjects
+    }
+
+    fn add_request(&self, request: &Request, subjects: &mut Subjects) {
+        subjects.add_if(Subject::Fua, request.is_fua());
+        match request {
+            Request::Read(_) => subjects.add(Subject::Read),
+            Request::Write { range, .. } => {
+                let setting = &self.case.setting;
+                let image_end = setting.image_end();
+                subjects.add_if(Subject::TailWrite, range.end > image_end);
+                let covers = |start: usize, end: usize| range.start <= start && end <= range.end;
+                let is_whole = covers(0, STRIPE) || covers(STRIPE, image_end);
+                subjects.add(if is_whole { Subject::WholeWrite } else { Subject::PartialWrite });
+            }
+            Request::Zero { .. } => subjects.add(Subject::Zero),
+            Request::Discard { .. } => subjects.add(Subject::Discard),
+            Request::Flush => subjects.add(Subject::Flush),
+            Request::Prefetch(_) => subjects.add(Subject::Prefetch),
+            Request::Reopen { .. } => {}
+        }
+    }
+}
+
+fn bytes(sectors: usize) -> u64 {
+    (sectors * SECTOR) as u64
+}
+
+/// Read as a frontend does: inline if that is possible.
+async fn read(volume: &Arc<UbiBdev>, range: std::ops::Range<usize>) -> EngineResult<Vec<Tag>> {
+    let mut buf = IoBuf::zeroed(range.len() * SECTOR);
+    match volume.try_read(bytes(range.start), &mut buf) {
+        Some(result) => result?,
+        None => buf = volume.read(bytes(range.start), buf.len()).await?,
+    }
+    Ok(Tag::all_of(&buf))
+}
+
+async fn carry_out(volume: &Arc<UbiBdev>, index: usize, request: Request) -> EngineResult<()> {
+    match request {
+        Request::Write { range, fua } => {
+            let mut buf = IoBuf::new(range.len() * SECTOR);
+            let tags: Vec<Tag> = range.clone().map(|sector| Tag::written(index, sector)).collect();
+            Tag::fill_all(&tags, &mut buf);
+            let inline = if fua { None } else { volume.try_write(bytes(range.start), &buf) };
+            match inline {
+                Some(result) => result,
+                None => volume.write(bytes(range.start), IoData::new(buf), fua).await,
+            }
+        }
+        Request::Zero { range, no_hole, fua } => {
+            volume.write_zeroes(bytes(range.start), bytes(range.len()), ZeroFlags { no_hole, fua }).await
+        }
+        Request::Discard { range, fua } => volume.discard(bytes(range.start), bytes(range.len()), fua).await,
+        Request::Flush => volume.flush().await,
+        Request::Prefetch(range) => volume.prefetch(bytes(range.start), bytes(range.len())).await,
+        Request::Read(_) | Request::Reopen { .. } => {
+            Err(Error::new(ubi_engine::error::ErrorKind::Internal, "not a request that changes something"))
+        }
+    }
+}
