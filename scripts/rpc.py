@@ -96,6 +96,29 @@ def switch(*flags: str, **options: Any) -> Argument:
     return Argument(flags, {"action": "store_true", **options})
 
 
+def number(*flags: str, **options: Any) -> Argument:
+    """Make an argument that is an integer."""
+    return Argument(flags, {"type": int, **options})
+
+
+def on_off(dest: str, flag: str, *, old: bool = True, **options: Any) -> tuple[Argument, ...]:
+    """Make --flag and --no-flag; with `old`, -e and -d too, as SPDK's clients had them before 26.05."""
+    arguments = (Argument((flag,), {"dest": dest, "action": ON_OFF, **options}),)
+    if not old:
+        return arguments
+    hidden = {"dest": dest, "action": "store_const", "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    return (
+        *arguments,
+        Argument(("-e", f"--enable-{flag[2:]}"), {**hidden, "const": True}),
+        Argument(("-d", f"--disable-{flag[2:]}"), {**hidden, "const": False}),
+    )
+
+
+def comma_list(text: str) -> list[str]:
+    """Split at commas."""
+    return text.split(",")
+
+
 def if_given(*flags: str, const: Any, **options: Any) -> Argument:
     """Make a flag that sends `const` when it is given and nothing otherwise."""
     return Argument(flags, {"action": "store_const", "const": const, **options})
@@ -112,6 +135,7 @@ class Command:
     one_of: tuple[Argument, ...] = ()  # exactly one of these is given
     order: str = ""  # parameters as SPDK's client orders them, where that is not the arguments' order
     prepare: Callable[[Params], None] = field(default=lambda _params: None)
+    run: Callable[[argparse.Namespace], None] | None = None  # for a command that is more than one call
 
 
 def size_to_blocks(params: Params) -> None:
@@ -129,6 +153,9 @@ def size_to_blocks(params: Params) -> None:
 
 NAME = arg("name", help="Name of the block device")
 UUID = arg("-u", "--uuid", help="UUID of the bdev (optional)")
+ON_OFF = argparse.BooleanOptionalAction
+LEVELS = ["ERROR", "WARNING", "NOTICE", "INFO", "DEBUG"]
+RESET_MODES = ["all", "maxmin", "error", "none"]
 SIGNALS = ["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1"]
 PROTECTION = (
     arg("-m", "--md-size", type=int, help="Metadata size for this bdev. Default: 0"),
@@ -158,6 +185,210 @@ FRAMEWORK = (
     ),
 )
 
+SCHEDULER = (
+    Command(
+        "framework_set_scheduler",
+        "Select thread scheduler (kept, without effect here)",
+        show_nothing,
+        (
+            arg("name", help="Scheduler name"),
+            number("-p", "--period", help="Scheduler period in microseconds"),
+            number("--load-limit", help="Thread load above which threads may move (dynamic only)"),
+            number("--core-limit", help="Load at which a core is full (dynamic only)"),
+            number("--core-busy", help="Load at which threads leave a core (dynamic only)"),
+            arg("--mappings", help="Comma-separated list of thread:core mappings (static only)"),
+        ),
+    ),
+    Command("framework_get_scheduler", "Display the scheduler and its properties", show_json),
+    Command("framework_get_governor", "Display the governor", show_json),
+    Command(
+        "scheduler_set_options",
+        "Set scheduler options (kept, without effect here)",
+        show_nothing,
+        (
+            arg("-i", "--isolated-core-mask", help="CPU mask of cores excluded from scheduling"),
+            number("-s", "--scheduling-core", help="Core that the scheduler runs on"),
+        ),
+    ),
+    Command(
+        "framework_monitor_context_switch",
+        "Control whether the context switch monitor is enabled",
+        show_json,
+        (*on_off("enabled", "--monitor", help="Enable or disable it; omit to query the current state"),),
+    ),
+    Command("framework_disable_cpumask_locks", "Disable CPU core lock files", show_nothing),
+    Command("framework_enable_cpumask_locks", "Enable CPU core lock files", show_nothing),
+    Command("framework_get_reactors", "Display list of all reactors", show_json),
+    Command("thread_get_stats", "Display current statistics of all the threads", show_json),
+)
+
+LEVEL = (arg("level", choices=LEVELS, help="Log level"),)
+FLAG = (arg("flag", help='Log flag name (e.g. "rpc") or "all"'),)
+
+LOG = (
+    Command("log_set_flag", "Set log flag", show_nothing, FLAG),
+    Command("log_clear_flag", "Clear log flag", show_nothing, FLAG),
+    Command("log_get_flags", "Get log flags", show_json),
+    Command("log_set_level", "Set log level", show_nothing, LEVEL),
+    Command("log_get_level", "Get log level", show_json),
+    Command("log_set_print_level", "Set log print level", show_nothing, LEVEL),
+    Command("log_get_print_level", "Get log print level", show_json),
+    Command(
+        "log_enable_timestamps",
+        "Enable or disable timestamps",
+        show_nothing,
+        one_of=(*on_off("enabled", "--timestamps", help="Begin lines of the log with the time, or not"),),
+    ),
+    Command("notify_get_types", "List available notifications", show_json),
+    Command(
+        "notify_get_notifications",
+        "Get notifications",
+        show_json,
+        (
+            number("-i", "--id", help="Index of the first event to return. Default: 0"),
+            number("-n", "--max", help="Maximum number of events to return. Default: no limit"),
+        ),
+    ),
+)
+
+
+def group_multipath(params: Params) -> None:
+    """Put the multipath options into one object, where any is given."""
+    group = {key: params.pop(key) for key in ("policy", "selector", "min_io")}
+    given = {key: value for key, value in group.items() if value is not None}
+    params["multipath_opts"] = given or None
+
+
+NVME = (
+    arg("-a", "--action-on-timeout", choices=["none", "reset", "abort"], help="Action to take on command time out"),
+    number("-t", "--timeout-us"),
+    number("--timeout-admin-us"),
+    number("-k", "--keep-alive-timeout-ms"),
+    number("--arbitration-burst"),
+    number("--low-priority-weight"),
+    number("--medium-priority-weight"),
+    number("--high-priority-weight"),
+    number("-p", "--nvme-adminq-poll-period-us"),
+    number("-i", "--nvme-ioq-poll-period-us"),
+    number("-s", "--io-queue-requests"),
+    arg("-d", "--disable-delay-cmd-submit", dest="delay_cmd_submit", action="store_false"),
+    number("-c", "--transport-retry-count"),
+    number("-r", "--bdev-retry-count"),
+    number("-e", "--transport-ack-timeout"),
+    number("-l", "--ctrlr-loss-timeout-sec"),
+    number("-o", "--reconnect-delay-sec"),
+    number("-u", "--fast-io-fail-timeout-sec"),
+    switch("-f", "--disable-auto-failback"),
+    switch("--generate-uuids"),
+    number("--transport-tos"),
+    switch("-m", "--nvme-error-stat"),
+    number("-q", "--rdma-srq-size"),
+    switch("--io-path-stat"),
+    switch("--allow-accel-sequence"),
+    number("--rdma-max-cq-size"),
+    number("--rdma-cm-event-timeout-ms"),
+    arg("--dhchap-digests", type=comma_list),
+    arg("--dhchap-dhgroups", type=comma_list),
+    *on_off("rdma_umr_per_io", "--rdma-umr-per-io", old=False),
+    number("--tcp-connect-timeout-ms"),
+    switch("--enable-flush"),
+    arg("--policy", choices=["active_passive", "active_active"]),
+    arg("--selector", choices=["round_robin", "queue_depth"]),
+    number("--min-io"),
+)
+
+SOCK_IMPL = arg("-i", "--impl", dest="impl_name", required=True, help='Implementation name (e.g. "posix", "ssl")')
+
+OPTIONS = (
+    Command(
+        "iobuf_set_options",
+        "Set iobuf pool options (kept, without effect here)",
+        show_nothing,
+        (
+            number("--small-pool-count", help="Number of small buffers in the pool"),
+            number("--large-pool-count", help="Number of large buffers in the pool"),
+            number("--small-bufsize", help="Size of a small buffer in bytes"),
+            number("--large-bufsize", help="Size of a large buffer in bytes"),
+            switch("--enable-numa", help="A pool for each NUMA node"),
+        ),
+    ),
+    Command("iobuf_get_stats", "Display iobuf statistics", show_json),
+    Command(
+        "accel_set_options",
+        "Set accel framework's options (kept, without effect here)",
+        show_nothing,
+        (
+            number("--small-cache-size", help="Size of the small iobuf cache"),
+            number("--large-cache-size", help="Size of the large iobuf cache"),
+            number("--task-count", help="Maximum number of tasks per IO channel"),
+            number("--sequence-count", help="Maximum number of sequences per IO channel"),
+            number("--buf-count", help="Maximum number of accel buffers per IO channel"),
+        ),
+    ),
+    Command(
+        "sock_set_default_impl",
+        "Set the default sock implementation (kept, without effect here)",
+        show_name,
+        (SOCK_IMPL,),
+    ),
+    Command("sock_get_default_impl", "Get the default sock implementation name", show_json),
+    Command("sock_impl_get_options", "Get options of socket layer implementation", show_json, (SOCK_IMPL,)),
+    Command(
+        "sock_impl_set_options",
+        "Set options of socket layer implementation (kept, without effect here)",
+        show_nothing,
+        (
+            SOCK_IMPL,
+            number("-r", "--recv-buf-size", help="Receive buffer size in bytes"),
+            number("-s", "--send-buf-size", help="Send buffer size in bytes"),
+            *on_off("enable_recv_pipe", "--recv-pipe", old=False, help="Receive pipe"),
+            *on_off("enable_quickack", "--quickack", old=False, help="Quick ACK"),
+            number("-p", "--enable-placement-id", help="Placement ID source"),
+            *on_off("enable_zerocopy_send_server", "--zerocopy-send-server", old=False, help="Of server sockets"),
+            *on_off("enable_zerocopy_send_client", "--zerocopy-send-client", old=False, help="Of client sockets"),
+            number("--zerocopy-threshold", help="Bytes below which the zerocopy flag is omitted"),
+            number("--tls-version", help="TLS version, 13 for 1.3 (ssl only)"),
+            *on_off("enable_ktls", "--ktls", old=False, help="Kernel TLS (ssl only)"),
+        ),
+    ),
+    Command(
+        "bdev_set_options",
+        "Set options of bdev subsystem (kept, without effect here)",
+        show_nothing,
+        (
+            number("-p", "--bdev-io-pool-size", help="Number of bdev_io structures in the pool"),
+            number("-c", "--bdev-io-cache-size", help="Maximum number of bdev_io structures cached per thread"),
+            *on_off("bdev_auto_examine", "--auto-examine", help="Enable or disable auto examine"),
+            number("--iobuf-small-cache-size", help="Size of the small iobuf per thread cache"),
+            number("--iobuf-large-cache-size", help="Size of the large iobuf per thread cache"),
+        ),
+    ),
+    Command(
+        "bdev_raid_set_options",
+        "Set options for bdev raid (kept, without effect here)",
+        show_nothing,
+        (
+            number("-w", "--process-window-size-kb", help="Window of a background process in KiB"),
+            number("-b", "--process-max-bandwidth-mb-sec", help="Its maximum bandwidth in MiB/s"),
+        ),
+    ),
+    Command(
+        "bdev_nvme_set_options",
+        "Set options for the bdev nvme type (kept, without effect here)",
+        show_nothing,
+        NVME,
+        prepare=group_multipath,
+    ),
+    Command(
+        "bdev_nvme_set_hotplug",
+        "Set hotplug options for bdev nvme type (kept, without effect here)",
+        show_nothing,
+        (number("-r", "--period-us", help="How often the hotplug is processed"),),
+        one_of=(*on_off("enable", "--hotplug", help="Enable or disable hotplug"),),
+        order="enable period_us",
+    ),
+)
+
 BDEV = (
     Command(
         "bdev_get_bdevs",
@@ -184,6 +415,34 @@ BDEV = (
         ),
     ),
     Command("bdev_aio_delete", "Delete an aio disk", show_nothing, (NAME,)),
+    Command("bdev_aio_rescan", "Take the size that the file of an aio bdev has by now", show_name, (NAME,)),
+    Command(
+        "bdev_examine",
+        "Examine a bdev",
+        show_nothing,
+        (arg("-b", "--name", required=True, help="Name or alias of the bdev"),),
+    ),
+    Command("bdev_wait_for_examine", "Report when all bdevs have been examined", show_nothing),
+    Command(
+        "bdev_get_iostat",
+        "Display current I/O statistics of all or some bdevs",
+        show_json,
+        (
+            switch("-c", "--per-channel", help="Display statistics of each channel of one bdev"),
+            arg("--reset-mode", choices=RESET_MODES, help="What to set back to 0 afterwards"),
+            arg("--names", type=comma_list, help="Bdev names, comma-separated"),
+            arg("-b", "--name", help="One bdev, as SPDK's clients before 26.05 have it"),
+        ),
+    ),
+    Command(
+        "bdev_reset_iostat",
+        "Reset I/O statistics of all bdevs or one",
+        show_nothing,
+        (
+            arg("-b", "--name", help="Name of the bdev"),
+            arg("-m", "--mode", choices=RESET_MODES, help="What to set back to 0. Default: all"),
+        ),
+    ),
     Command(
         "bdev_malloc_create",
         "Create a bdev with malloc backend",
@@ -231,6 +490,12 @@ BDEV = (
         prepare=size_to_blocks,
     ),
     Command("bdev_null_delete", "Delete a null bdev", show_nothing, (NAME,)),
+    Command(
+        "bdev_null_resize",
+        "Resize a null bdev",
+        show_name,
+        (NAME, number("new_size", help="New size in MiB")),
+    ),
 )
 
 UBI_NAME = (
@@ -289,7 +554,196 @@ NBD = (
     Command("nbd_get_exports", "Display the NBD exports", show_json),
 )
 
-COMMANDS = (*FRAMEWORK, *BDEV, *UBI, *NBD)
+OURS = (
+    Command("rpc.discover", "Display the OpenRPC document of the methods", show_json),
+    Command("ubi_rpc_get_last_error", "Display the reason of this connection's last error", show_json),
+    Command(
+        "ubi_rpc_set_options",
+        "Set options of this connection",
+        show_nothing,
+        (*on_off("error_data", "--error-data", old=False, required=True, help="Add the reason to each error"),),
+    ),
+)
+
+# Configurations: more than one call, as SPDK's client makes them.
+
+
+def save_config(args: argparse.Namespace) -> None:
+    """Print the configuration of all subsystems, or of some with those that they depend on."""
+    needed: dict[str, set[str]] = {}
+    for element in ask(args, "framework_get_subsystems"):
+        name = element["subsystem"]
+        needed[name] = {name}.union(*(needed[other] for other in element["depends_on"]))
+    wanted = set(needed)
+    if args.subsystems is not None:
+        names = args.subsystems.split(",")
+        if unknown := [name for name in names if name not in needed]:
+            raise RpcError(f"No subsystem is called {unknown[0]}; there are {', '.join(needed)}")
+        wanted = set().union(*(needed[name] for name in names))
+    saved = [saved_subsystem(args, name) for name in needed if name in wanted]
+    show_config({"subsystems": saved}, args.indent)
+
+
+def save_subsystem_config(args: argparse.Namespace) -> None:
+    """Print the configuration of one subsystem."""
+    show_config(saved_subsystem(args, args.name), args.indent)
+
+
+def saved_subsystem(args: argparse.Namespace, name: str) -> Params:
+    """Return a subsystem's part of a configuration; servers older than 26.05 are not asked about batches."""
+    params = {"name": name} | ({} if args.with_batches is None else {"with_batches": args.with_batches})
+    return {"subsystem": name, "config": ask(args, "framework_get_config", params)}
+
+
+def show_config(config: Params, indent: int) -> None:
+    """Print a configuration; an indent below 0 is the compact form."""
+    out(json.dumps(config, indent=None if indent < 0 else indent))
+
+
+def ask(args: argparse.Namespace, method: str, params: Params | None = None) -> Any:
+    """Call a method whose answer is needed to go on.
+
+    Raises:
+        RpcError: it failed, or there is no server to answer (--dry-run, --batch-mode).
+    """
+    if not args.client.answers:
+        raise RpcError(f"{args.called_rpc_name} needs the answers of a server")
+    return args.client.call(method, params)
+
+
+def read_config(source: str | None) -> Any:
+    """Read a configuration from stdin, a file, or the argument itself.
+
+    Raises:
+        RpcError: it is not JSON.
+    """
+    try:
+        if source is None:
+            return json.load(sys.stdin)
+        if os.path.exists(source):  # noqa: PTH110
+            with open(source, encoding="utf-8") as file:  # noqa: PTH123
+                return json.load(file)
+        return json.loads(source)
+    except (OSError, ValueError) as error:
+        raise RpcError(f"The configuration cannot be read: {error}") from None
+
+
+def load_config(args: argparse.Namespace) -> None:
+    """Make the calls of a configuration, those before framework_start_init first.
+
+    Raises:
+        RpcError: a call failed, or the server does not know a method; then nothing was called.
+    """
+    config = read_config(args.json_conf)
+    if not isinstance(config, dict) or not isinstance(config.get("subsystems"), list):
+        raise RpcError("The configuration has no list 'subsystems'")
+    entries = [entry for element in config["subsystems"] for entry in entries_of(element)]
+    aliases = {"include_aliases": args.include_aliases}
+    known = ask(args, "rpc_get_methods", aliases)
+    require_known(entries, known)
+    while True:
+        allowed = set(ask(args, "rpc_get_methods", {"current": True, **aliases}))
+        left = call_allowed(args, entries, allowed)
+        progress = len(left) < len(entries)
+        entries = left
+        if "framework_start_init" in allowed:
+            ask(args, "framework_start_init")
+            progress = True
+        if not entries or not progress:
+            break
+    if entries:
+        out("Some configs were skipped because the RPC state that can call them passed over.")
+
+
+def load_subsystem_config(args: argparse.Namespace) -> None:
+    """Make the calls of one subsystem's configuration that the server's state allows."""
+    entries = entries_of(read_config(args.json_conf))
+    require_known(entries, ask(args, "rpc_get_methods"))
+    allowed = set(ask(args, "rpc_get_methods", {"current": True}))
+    if call_allowed(args, entries, allowed):
+        out("Some configs were skipped because they cannot be called in the current RPC state.")
+
+
+def entries_of(subsystem: Any) -> list[list[Params]]:
+    """Return a subsystem's entries, each as the list of calls that it is.
+
+    Raises:
+        RpcError: it has another shape.
+    """
+    config = subsystem.get("config") if isinstance(subsystem, dict) else 0
+    entries = [entry if isinstance(entry, list) else [entry] for entry in config] if isinstance(config, list) else []
+    if (config is not None and not isinstance(config, list)) or not all(is_call(c) for entry in entries for c in entry):
+        raise RpcError("A subsystem of the configuration is not {subsystem, config: [{method, params}, ...]}")
+    return [entry for entry in entries if entry]
+
+
+def is_call(value: Any) -> bool:
+    """Say whether a value has the shape of a call."""
+    return isinstance(value, dict) and isinstance(value.get("method"), str) and not set(value) - {"method", "params"}
+
+
+def require_known(entries: list[list[Params]], known: list[str]) -> None:
+    """Raise `RpcError` for a method that the server does not have."""
+    for call in (call for entry in entries for call in entry):
+        if call["method"] not in known:
+            raise RpcError(f"Unknown method was included in the config file: {call['method']}")
+
+
+def call_allowed(args: argparse.Namespace, entries: list[list[Params]], allowed: set[str]) -> list[list[Params]]:
+    """Make the calls that are allowed, in order; return the entries that are not."""
+    left = []
+    for entry in entries:
+        if any(call["method"] not in allowed for call in entry):
+            left.append(entry)
+            continue
+        for call in entry:
+            ask(args, call["method"], call.get("params"))
+    return left
+
+
+INDENT = number("-i", "--indent", default=2, help="Indent level; below 0 the compact form. Default: 2")
+BATCHES = arg("--with-batches", action=ON_OFF, default=None, help="Keep calls that belong together in arrays")
+CONFIG_FILE = arg("-j", "--json-conf", help="Configuration: a file, or JSON. Default: stdin")
+
+CONFIG = (
+    Command("framework_get_subsystems", "Print subsystems in initialization order", show_json),
+    Command(
+        "framework_get_config",
+        "Print subsystem configuration",
+        show_json,
+        (arg("name", help="Name of the subsystem"), arg("--with-batches", action=ON_OFF, default=False)),
+    ),
+    Command(
+        "save_config",
+        "Write the current configuration to stdout",
+        show_nothing,
+        (INDENT, arg("-s", "--subsystems", help="Only these, comma-separated, and those that they depend on"), BATCHES),
+        run=save_config,
+    ),
+    Command(
+        "load_config",
+        "Configure by a file that save_config wrote",
+        show_nothing,
+        (switch("-i", "--include-aliases", help="Include deprecated method aliases"), CONFIG_FILE),
+        run=load_config,
+    ),
+    Command(
+        "save_subsystem_config",
+        "Write the current configuration of a subsystem to stdout",
+        show_nothing,
+        (INDENT, arg("-n", "--name", required=True, help="Name of the subsystem"), BATCHES),
+        run=save_subsystem_config,
+    ),
+    Command(
+        "load_subsystem_config",
+        "Configure a subsystem by a file that save_subsystem_config wrote",
+        show_nothing,
+        (CONFIG_FILE,),
+        run=load_subsystem_config,
+    ),
+)
+
+COMMANDS = (*FRAMEWORK, *CONFIG, *SCHEDULER, *LOG, *OPTIONS, *BDEV, *UBI, *NBD, *OURS)
 
 
 def run_command(command: Command, args: argparse.Namespace) -> None:
@@ -597,7 +1051,8 @@ def add_command(subparsers: Any, command: Command) -> None:
     if command.one_of:
         group = parser.add_mutually_exclusive_group(required=True)
         keys += [group.add_argument(*a.flags, **a.options).dest for a in command.one_of]
-    parser.set_defaults(func=lambda args: run_command(command, args), param_keys=tuple(dict.fromkeys(keys)))
+    run = command.run or (lambda args: run_command(command, args))
+    parser.set_defaults(func=run, param_keys=tuple(dict.fromkeys(keys)))
 
 
 def load_plugin(arguments: list[str], subparsers: Any, loaded: list[str]) -> None:

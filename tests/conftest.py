@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +89,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-@pytest.fixture
-async def domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
-    """Return a running domain; afterwards everything must close in order."""
+@asynccontextmanager
+async def running_domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
+    """Run a domain over an installed double; afterwards everything must close in order."""
     killed: list[int] = []
     failed: list[ConfigError] = []
     engine = Engine()
@@ -113,8 +114,17 @@ async def domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
     )
     dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state)
     made = Domain(world, lifecycle, dispatcher, startup, tmp_path, killed, failed)
-    yield made
-    world.failures.clear()
-    world.let_go()
-    await lifecycle.stop()
-    await engine.shutdown()
+    try:
+        yield made
+    finally:
+        world.failures.clear()
+        world.let_go()
+        await lifecycle.stop()
+        await engine.shutdown()
+
+
+@pytest.fixture
+async def domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
+    """Return a running domain; afterwards everything must close in order."""
+    async with running_domain(world, tmp_path) as made:
+        yield made
