@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.daemon import Daemon
-from tests.support.fixtures import daemon, folder, fresh_daemon, io_engine, shared_daemon
+from tests.support.fixtures import daemon, folder, fresh_daemon, io_engine, shared_daemon, unstarted_daemon
 from tests.support.images import METADATA_BYTES, MIB, make_image, make_sparse
 from tests.support.seeds import SEED, rng
 
-__all__ = ["daemon", "folder", "fresh_daemon", "io_engine", "shared_daemon"]
+__all__ = ["daemon", "folder", "fresh_daemon", "io_engine", "shared_daemon", "unstarted_daemon"]
 
 IMAGE_BYTES = 6 * MIB + 512 * 3
 """Neither a whole number of stripes nor of 4 KiB blocks."""

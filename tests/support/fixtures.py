@@ -33,10 +33,17 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def fresh_daemon(folder: Path, io_engine: str) -> Iterator[Daemon]:
-    """Return a daemon of the test's own, which it may end and start again."""
-    with Daemon(folder, io_engine) as daemon:
-        yield daemon
+def unstarted_daemon(folder: Path, io_engine: str) -> Iterator[Daemon]:
+    """Return a daemon of the test's own, which it starts and ends as it likes."""
+    daemon = Daemon(folder, io_engine)
+    yield daemon
+    daemon.kill()
+
+
+@pytest.fixture
+def fresh_daemon(unstarted_daemon: Daemon) -> Daemon:
+    """Return a running daemon of the test's own."""
+    return unstarted_daemon.start()
 
 
 @pytest.fixture(scope="session")

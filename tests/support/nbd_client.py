@@ -279,10 +279,13 @@ class NbdClient:
         """Read."""
         return self.call(Command.READ, offset, length)
 
-    def read_all(self, step: int = 1 << 20) -> bytes:
+    def read_range(self, start: int, end: int, step: int = 1 << 20) -> bytes:
+        """Read from `start` to `end`, `step` bytes at a time."""
+        return b"".join(self.read(at, min(step, end - at)) for at in range(start, end, step))
+
+    def read_all(self) -> bytes:
         """Read the whole export."""
-        starts = range(0, self.size_bytes, step)
-        return b"".join(self.read(start, min(step, self.size_bytes - start)) for start in starts)
+        return self.read_range(0, self.size_bytes)
 
     def write(self, offset: int, data: bytes, flags: int = 0) -> None:
         """Write."""
