@@ -70,6 +70,7 @@ missing_packages() {
     { have mke2fs && have debugfs; } || echo e2fsprogs
     { have qemu-img && have qemu-io && have qemu-nbd; } || echo qemu-utils
     { have nbdinfo && have nbdcopy; } || echo libnbd-bin
+    have file || echo file # nbdinfo prints bytes it never set when this is missing
     [ "$goal" != demo ] || return 0
     /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo python3-libnbd
     have nbdkit || echo nbdkit
