@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def _left(daemon: Process) -> tuple[list[str], list[str]]:
     locks = [
         line.split(": ", 1)[1] for line in Path("/proc/locks").read_text().splitlines() if f" {process.name} " in line
     ]
-    descriptors = [str(fd.readlink()) for fd in (process / "fd").iterdir()]
+    descriptors = []
+    for descriptor in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # a connection that has just ended
+            descriptors.append(str(descriptor.readlink()))
     return sorted(name for name in descriptors if name not in rpc), sorted(locks)
 
 
