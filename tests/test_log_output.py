@@ -34,6 +34,23 @@ def test_lines_come_out_in_order_and_whole(pipe: tuple[int, int]) -> None:
     assert [line.split("INFO name ")[1] for line in lines] == [f"line {number} \\udc80" for number in range(100)]
 
 
+def test_a_message_is_one_line_of_bounded_length(pipe: tuple[int, int]) -> None:
+    output = LogOutput(pipe[1])
+    output.emit(_record("name='a\nERROR forged \x1b[2J\x9b'"))
+    output.emit(_record("x" * 100_000))
+    try:
+        raise OSError("the reason")
+    except OSError as error:
+        failed = _record("failed")
+        failed.exc_info = (OSError, error, error.__traceback__)
+        output.emit(failed)
+    output.flush()
+    forged, long, *traceback = os.read(pipe[0], 1 << 20).decode().splitlines()
+    assert forged.endswith("name='a\\x0aERROR forged \\x1b[2J\\x9b'")
+    assert len(long) < 2100
+    assert traceback[-1] == "OSError: the reason"
+
+
 def test_without_a_reader_lines_are_dropped_and_counted(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log_output, "FLUSH_S", 0.01)
     output = LogOutput(pipe[1])

@@ -21,6 +21,20 @@ FLUSH_S: Final = 1.0
 FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
+MESSAGE_CHARACTERS: Final = 2000
+"""Longest message; what a client sent may be part of it."""
+
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
+
+class _Formatter(logging.Formatter):
+    """One line a message: what a client sent cannot begin a line of its own, nor move a terminal's cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  its name in the standard library
+        record.message = record.message[:MESSAGE_CHARACTERS].translate(_CONTROL)
+        return super().formatMessage(record)
+
+
 class LogOutput(logging.Handler):
     """A handler that never waits.
 
@@ -30,7 +44,7 @@ class LogOutput(logging.Handler):
 
     def __init__(self, descriptor: int = 2) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(FORMAT))
+        self.setFormatter(_Formatter(FORMAT))
         self._descriptor = descriptor
         self._lines: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
         self._dropped = 0

@@ -87,6 +87,14 @@ async def test_a_second_signal_ends_at_once(process: Process) -> None:
     assert await process.end(signal.SIGTERM, signal.SIGINT) == 1
 
 
+async def test_a_stop_that_storage_holds_up_ends_in_the_end(process: Process) -> None:
+    await process.start(UBI_TEST_HOLD="close", UBI_TEST_STOP_TIMEOUT_S="0.2")
+    await process.until(READY)
+    await process.call("bdev_malloc_create", name="m", num_blocks=8, block_size=512)
+    assert await process.end(signal.SIGTERM) == 1
+    assert "did not stop in" in process.log[-1]
+
+
 async def test_a_signal_during_the_start_stops_cleanly(process: Process) -> None:
     await process.start("--json", _config(process.folder), UBI_TEST_HOLD="listen", UBI_TEST_LET_GO_ON="SIGUSR2")
     await process.until("event=bdev_register")
