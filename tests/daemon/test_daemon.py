@@ -95,6 +95,23 @@ async def test_a_stop_that_storage_holds_up_ends_in_the_end(process: Process) ->
     assert "did not stop in" in process.log[-1]
 
 
+async def test_while_it_stops_nobody_is_served_and_its_socket_stays_taken(process: Process) -> None:
+    await process.start(UBI_TEST_HOLD="close", UBI_TEST_LET_GO_ON="SIGUSR2")
+    await process.until(READY)
+    await process.call("bdev_malloc_create", name="m", num_blocks=8, block_size=512)
+    reader, writer = await asyncio.open_unix_connection(str(process.socket))
+    process.running.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(30):
+        assert await reader.read() == b""
+    writer.close()
+    second = Process(process.folder)
+    await second.start()
+    assert await second.exit_code() == 234
+    process.running.send_signal(signal.SIGUSR2)
+    assert await process.exit_code() == 0
+    assert not process.socket.exists()
+
+
 async def test_a_signal_during_the_start_stops_cleanly(process: Process) -> None:
     await process.start("--json", _config(process.folder), UBI_TEST_HOLD="listen", UBI_TEST_LET_GO_ON="SIGUSR2")
     await process.until("event=bdev_register")

@@ -99,6 +99,7 @@ FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, str]]] = [
     ("aio", AIO, {"cache": "unsafe"}, DECODE),
     ("aio", AIO, {"uuid": "0123456789abcdef0123456789abcdef"}, DECODE),
     ("aio", AIO, {"uuid": "{01234567-89ab-cdef-0123-456789abcdef}"}, DECODE),
+    ("aio", AIO, {"uuid": None}, DECODE),
     ("aio", AIO, {"surprise": 1}, DECODE),
     ("malloc", MALLOC, {"num_blocks": 0}, INVALID),
     ("malloc", MALLOC, {"num_blocks": ...}, DECODE),
@@ -115,6 +116,7 @@ FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, str]]] = [
     ("malloc", MALLOC, {"uuid": UUID}, EXISTS),
     ("malloc", MALLOC, {"md_size": 8}, UNSUPPORTED),
     ("malloc", MALLOC, {"dif_type": 1}, INVALID),
+    ("malloc", MALLOC, {"name": None}, DECODE),
     ("malloc", MALLOC, {"surprise": 1}, DECODE),
     ("null", NULL, {"name": ...}, DECODE),
     ("null", NULL, {"name": "taken"}, EXISTS),
@@ -149,6 +151,7 @@ FAULTS: list[tuple[str, dict[str, Any], dict[str, Any], tuple[int, str]]] = [
     ("ubi", UBI, {"name": ""}, INVALID),
     ("ubi", UBI, {"uuid": UUID}, EXISTS),
     ("ubi", UBI, {"no_sync": "no"}, DECODE),
+    ("ubi", UBI, {"stripe_size_kb": None}, DECODE),
     ("ubi", UBI, {"surprise": 1}, DECODE),
 ]
 
@@ -330,6 +333,7 @@ async def test_get_bdevs_lists_in_order_of_creation(domain: Domain) -> None:
         ({"name": "absent", "timeout": 0}, NO_DEVICE),
         ({"name": "absent", "timeout": 1}, (-110, "Connection timed out")),
         ({"name": 1}, DECODE),
+        ({"name": None}, DECODE),
         ({"timeout": -1}, DECODE),
         ({"surprise": 1}, DECODE),
     ],
