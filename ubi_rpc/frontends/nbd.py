@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import re
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,8 +205,8 @@ def split_address(address: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise UbiError(ErrorKind.INVALID_PARAMS, f"address {address!r} is not HOST:PORT, such as 127.0.0.1:10809")
+    if not colon or not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise UbiError(ErrorKind.INVALID_PARAMS, f"address {address[:80]!r} is not HOST:PORT, such as 127.0.0.1:10809")
     return host, int(port)
 
 
