@@ -108,6 +108,15 @@ class Bdev:
         zero = dict.fromkeys(("bytes_read", "num_read_ops", "bytes_written", "num_write_ops"), 0)
         return {**zero, **self._world.counters.get(self.name, {})}
 
+    def resize(self, num_blocks: int | None = None) -> None:
+        """Grow; None is 8 blocks more, as if the file had grown."""
+        self._world.enter("resize", self.name)
+        had = int(str(self._info["num_blocks"]))
+        wanted = had + 8 if num_blocks is None else num_blocks
+        if wanted < had:
+            raise EngineError("invalid_params", f"{self.name} would shrink", errno.EINVAL)
+        self._info["num_blocks"] = wanted
+
     def ubi_status(self) -> dict[str, object]:
         if self.closed:
             raise EngineError("invalid_state", f"{self.name} is closed", errno.EPERM)

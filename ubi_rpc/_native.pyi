@@ -67,6 +67,11 @@ class NbdExportInfo(TypedDict):
 class Bdev:
     def info(self) -> BdevInfo: ...
     def iostat(self) -> IoStat: ...
+    def resize(self, num_blocks: int | None = None) -> None:
+        """Grow to num_blocks (null), or to the size that the file has by now (aio, num_blocks is not looked at).
+
+        EngineError: unsupported for other kinds; invalid_params (null) or busy (aio) for less than there is.
+        """
     def ubi_status(self) -> UbiStatus:
         """Progress and state of a ubi bdev; EngineError unsupported for the other kinds."""
     def close(self) -> None:

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BdevInfo:
-    """What a bdev is, fixed from its opening to its close. Fields as `_native.BdevInfo`."""
+    """What a bdev is, fixed from its opening to its close but for its size. Fields as `_native.BdevInfo`."""
 
     block_size: int
     num_blocks: int
@@ -78,6 +78,15 @@ class Bdev:
     async def iostat(self) -> Mapping[str, int]:
         """Return the counters of completed requests, fields as `_native.IoStat`."""
         return cast("Mapping[str, int]", await self._engine.call(self.native.iostat))
+
+    async def resize(self, num_blocks: int | None) -> None:
+        """Grow to `num_blocks`, or to what the storage has by now; `info` is the new one. Errors as `_native`."""
+
+        def resize_and_ask() -> BdevInfo:
+            self.native.resize(num_blocks)
+            return BdevInfo(**self.native.info())
+
+        self.info = await self._engine.call(resize_and_ask)
 
     async def close(self) -> None:
         """Finish what is in flight, publish, sync, release locks and descriptors; idempotent.

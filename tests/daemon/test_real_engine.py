@@ -207,3 +207,33 @@ async def test_an_image_may_be_shared_and_is_not_written_to(daemon: Process) -> 
     answer = await daemon.request("bdev_aio_create", name="w", filename=image, block_size=512, cache="writeback")
     assert answer["error"]["code"] == -16
     assert len(await daemon.call("bdev_get_bdevs")) == 6
+
+
+async def test_a_bdev_grows_with_its_file_and_a_null_bdev_as_told(daemon: Process) -> None:
+    await _aio(daemon)
+    await daemon.call("nbd_create_export", bdev_name="aio0")
+    _file(daemon, "aio0.raw", 32 * MIB)
+    assert await daemon.call("bdev_aio_rescan", name="aio0") is True
+    await daemon.call("bdev_null_create", name="n", num_blocks=2048, block_size=512)
+    assert await daemon.call("bdev_null_resize", name="n", new_size=5) is True
+    shown = {bdev["name"]: bdev["num_blocks"] for bdev in await daemon.call("bdev_get_bdevs")}
+    assert shown == {"aio0": 32 * MIB // 512, "n": 5 * 2048}
+    _file(daemon, "aio0.raw", 16 * MIB)
+    assert (await daemon.request("bdev_aio_rescan", name="aio0"))["error"]["code"] == -16
+    assert (await daemon.request("bdev_null_resize", name="n", new_size=4))["error"]["code"] == -22
+
+
+async def test_statistics_and_reactors_are_the_engines(daemon: Process) -> None:
+    await daemon.call("bdev_malloc_create", name="m", num_blocks=2048, block_size=512)
+    (stat,) = (await daemon.call("bdev_get_iostat"))["bdevs"]
+    assert (stat["name"], stat["bytes_read"], stat["num_write_ops"]) == ("m", 0, 0)
+    found = await daemon.call("framework_get_reactors")
+    assert found["pid"] == daemon.running.pid
+    assert [reactor["lw_threads"][0]["name"] for reactor in found["reactors"]] == [
+        f"reactor_{index}" for index in range(len(found["reactors"]))
+    ]
+    assert found["reactors"]
+    stats = await daemon.call("thread_get_stats")
+    assert [thread["name"] for thread in stats["threads"]] == [
+        reactor["lw_threads"][0]["name"] for reactor in found["reactors"]
+    ]

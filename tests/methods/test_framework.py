@@ -43,6 +43,7 @@ RUNTIME = [
     *("framework_monitor_context_switch", "thread_get_stats", "iobuf_get_stats"),
     *("log_enable_timestamps", "notify_get_types", "notify_get_notifications"),
     *("bdev_get_bdevs", "bdev_wait_for_examine", "bdev_examine", "bdev_get_iostat", "bdev_reset_iostat"),
+    *("bdev_aio_rescan", "bdev_null_resize"),
     *(f"bdev_{kind}_{verb}" for kind in ("aio", "malloc", "null", "ubi") for verb in ("create", "delete")),
     "bdev_nvme_set_hotplug",
     "bdev_ubi_get_status",

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from ubi_rpc.bdevs import KINDS
 from ubi_rpc.bdevs.kind import IO_TYPES, PREFERENCES, BdevKind, BdevParams
+from ubi_rpc.bdevs.null import MAX_SIZE_BYTES
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text, UInt64
@@ -37,6 +40,16 @@ class BdevNameParams(Params):
     """Parameters of the delete methods: the bdev's name or uuid."""
 
     name: Text
+
+
+class NullResizeParams(BdevNameParams):
+    """Parameters of bdev_null_resize.
+
+    Args:
+        new_size: MiB; not less than it has.
+    """
+
+    new_size: Annotated[int, Field(ge=0, le=MAX_SIZE_BYTES >> 20)]
 
 
 async def describe(entry: BdevEntry) -> dict[str, object]:
@@ -123,6 +136,29 @@ def _of_kinds() -> Iterator[Method]:
         yield _delete(kind)
 
 
+async def bdev_aio_rescan(services: Services, params: BdevNameParams) -> bool:
+    """Take the size that the file or device of an aio bdev has by now."""
+
+    def plan(entry: BdevEntry) -> None:
+        if entry.kind.name != "aio":
+            raise UbiError(ErrorKind.NOT_FOUND, f"bdev {entry.name} is of kind {entry.kind.name}, not aio")
+
+    await services.lifecycle.resize_bdev(params.name, plan)
+    return True
+
+
+async def bdev_null_resize(services: Services, params: NullResizeParams) -> bool:
+    """Let a null bdev grow."""
+
+    def plan(entry: BdevEntry) -> int:
+        if entry.kind.name != "null":
+            raise UbiError(ErrorKind.INVALID_PARAMS, f"bdev {entry.name} is of kind {entry.kind.name}, not null")
+        return (params.new_size << 20) // entry.bdev.info.block_size
+
+    await services.lifecycle.resize_bdev(params.name, plan)
+    return True
+
+
 async def bdev_wait_for_examine(services: Services, _params: NoParams) -> bool:
     """Answer when the creations that were asked for before are done; nothing is examined here."""
     await services.lifecycle.settle()
@@ -139,6 +175,8 @@ async def bdev_examine(services: Services, params: BdevNameParams) -> bool:
 
 
 METHODS = (
+    Method(name="bdev_aio_rescan", params=BdevNameParams, handler=bdev_aio_rescan),
+    Method(name="bdev_null_resize", params=NullResizeParams, handler=bdev_null_resize),
     Method(
         name="bdev_wait_for_examine",
         params=NoParams,

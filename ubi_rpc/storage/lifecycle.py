@@ -113,6 +113,28 @@ class Lifecycle:
             self.events.emit("bdev_unregister", entry.name)
         failures.raise_first()
 
+    async def resize_bdev(self, name: str, plan: Callable[[BdevEntry], int | None]) -> None:
+        """Let a bdev grow. Clients that connect afterwards see the new size; what stands on it keeps its own.
+
+        Args:
+            name: its name or uuid.
+            plan: gives the new number of blocks, None for what the storage has by now; raises to refuse.
+
+        Raises:
+            UbiError: not_found; as `plan`; invalid_params or busy for less than it has. Its size is the old one.
+        """
+        await self._turns.run(lambda: self.registry.keys(name), lambda: self._resize_bdev(name, plan))
+
+    async def _resize_bdev(self, name: str, plan: Callable[[BdevEntry], int | None]) -> None:
+        entry = self.registry.find(name)
+        had, wanted = entry.bdev.info.num_blocks, plan(entry)
+        await entry.bdev.resize(wanted)
+        has = entry.bdev.info.num_blocks
+        if has != had:
+            if wanted is not None:
+                entry.params = entry.params.model_copy(update={"num_blocks": has})
+            self.events.emit("bdev_resize", entry.name)
+
     async def create_export(
         self, frontend: Frontend[Any], bdev_name: str, export_name: str | None, params: Params
     ) -> ExportEntry:

@@ -30,7 +30,7 @@ fn a_format_writes_the_identity_zero_headers_and_zeros_past_the_image() {
             dirty[..9].fill(0); // only the magic counts
             let base = MemBase::with_content(block_size, dirty.clone());
             let bdev = opened(&base, &image, options()).await;
-            assert_eq!(bdev.info().num_blocks, volume_bytes / u64::from(block_size));
+            assert_eq!(bdev.info().num_blocks.get(), volume_bytes / u64::from(block_size));
             assert_eq!(bdev.info().block_size, block_size);
             let content = base.content();
             assert_eq!(content[..14], IDENTITY_64K);

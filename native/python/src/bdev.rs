@@ -35,7 +35,7 @@ impl PyBdev {
         let info = bdev.info();
         let dict = PyDict::new(py);
         dict.set_item("block_size", info.block_size)?;
-        dict.set_item("num_blocks", info.num_blocks)?;
+        dict.set_item("num_blocks", info.num_blocks.get())?;
         dict.set_item("write_cache", info.write_cache)?;
         dict.set_item("readonly", info.readonly)?;
         dict.set_item("unmap", info.unmap)?;
@@ -92,6 +92,11 @@ impl PyBdev {
         dict.set_item("directio", status.directio)?;
         dict.set_item("last_error", status.last_error)?;
         Ok(dict)
+    }
+
+    #[pyo3(signature = (num_blocks=None))]
+    fn resize(&self, py: Python<'_>, num_blocks: Option<u64>) -> PyResult<()> {
+        py.detach(|| self.get()?.resize(num_blocks)).map_err(|error| to_python(py, &error))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -81,7 +81,7 @@ impl AioBdev {
         let info = BdevInfo {
             name: options.name.clone(),
             block_size,
-            num_blocks,
+            num_blocks: num_blocks.into(),
             readonly: options.readonly,
             write_cache: true,
             unmap: options.fallocate && !options.readonly,
@@ -283,6 +283,19 @@ impl Bdev for AioBdev {
     fn iostat(&self) -> &IoStat {
         &self.stat
     }
+
+    /// Only the storage says how large it is. Less than there was is refused: requests may be under way there.
+    fn resize(&self, _num_blocks: Option<u64>) -> Result<()> {
+        let info = &self.info;
+        let size = self.file.size_bytes().map_err(|error| Error::from_io(self.file.name(), &error))?;
+        let (num_blocks, had) = (size / u64::from(info.block_size), info.num_blocks.get());
+        if num_blocks < had {
+            let message = format!("{}: {num_blocks} blocks are left of the {had} that it was opened with", info.name);
+            return Err(Error::new(ErrorKind::Busy, message));
+        }
+        info.num_blocks.set(num_blocks);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -379,6 +392,22 @@ fn geometry(file: &StorageFile, kind: Kind, options: &AioOptions, direct_offset:
 mod tests {
     use super::*;
     use crate::reactor::exec::block_on;
+
+    #[test]
+    fn a_rescan_takes_whole_blocks_that_the_file_grew_by_and_refuses_less() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let path = dir.path().join("disk");
+        let file = std::fs::File::create(&path).expect("file");
+        file.set_len(1024).expect("length");
+        let bdev = AioBdev::open(&options(&path, Cache::Writeback)).expect("bdev");
+        file.set_len(512 * 5 + 100).expect("length");
+        assert_eq!(bdev.info().num_blocks.get(), 2);
+        bdev.resize(None).expect("rescan");
+        assert_eq!(bdev.info().num_blocks.get(), 5);
+        file.set_len(512).expect("length");
+        assert_eq!(bdev.resize(None).expect_err("less").kind(), ErrorKind::Busy);
+        assert_eq!(bdev.info().num_blocks.get(), 5);
+    }
 
     fn options(path: &Path, cache: Cache) -> AioOptions {
         AioOptions {

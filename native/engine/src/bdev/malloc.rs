@@ -50,7 +50,7 @@ pub(super) fn memory_info(name: &str, num_blocks: u64, block_size: u32) -> Resul
     Ok(BdevInfo {
         name: name.into(),
         block_size,
-        num_blocks,
+        num_blocks: num_blocks.into(),
         readonly: false,
         write_cache: false,
         unmap: true,

@@ -41,13 +41,40 @@ impl Survives {
     }
 }
 
-/// What a bdev is and can do; fixed for its life.
+/// A number of blocks that may grow while requests run; every reader sees one size or the other.
+#[derive(Debug)]
+pub struct BlockCount(AtomicU64);
+
+impl BlockCount {
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Take a size that the storage has by now.
+    pub fn set(&self, num_blocks: u64) {
+        self.0.store(num_blocks, Ordering::Release);
+    }
+}
+
+impl From<u64> for BlockCount {
+    fn from(num_blocks: u64) -> Self {
+        Self(AtomicU64::new(num_blocks))
+    }
+}
+
+impl Clone for BlockCount {
+    fn clone(&self) -> Self {
+        self.get().into()
+    }
+}
+
+/// What a bdev is and can do; fixed for its life, the size excepted.
 #[derive(Debug, Clone)]
 pub struct BdevInfo {
     pub name: String,
     /// Bytes; offsets and lengths of requests are multiples of it.
     pub block_size: u32,
-    pub num_blocks: u64,
+    pub num_blocks: BlockCount,
     pub readonly: bool,
     /// A write is durable only after a flush.
     pub write_cache: bool,
@@ -63,7 +90,7 @@ pub struct BdevInfo {
 
 impl BdevInfo {
     pub fn size_bytes(&self) -> u64 {
-        self.num_blocks * u64::from(self.block_size)
+        self.num_blocks.get() * u64::from(self.block_size)
     }
 }
 
@@ -125,6 +152,14 @@ pub trait Bdev: Send + Sync {
     fn close(&self) -> LocalFuture<'_, Result<()>>;
 
     fn iostat(&self) -> &IoStat;
+
+    /// Grow to `num_blocks`, or (None) to the size that the storage has by now. Blocks as long as the storage does.
+    ///
+    /// # Errors
+    /// `Unsupported` for a kind whose size is fixed, `InvalidParams` or `Busy` for less than there is.
+    fn resize(&self, _num_blocks: Option<u64>) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, format!("{}: its size is fixed", self.info().name)))
+    }
 
     /// The state of a ubi overlay; None for other kinds.
     fn ubi(&self) -> Option<&ubi::UbiBdev> {

@@ -2,7 +2,7 @@
 
 use super::malloc::memory_info;
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 
 /// A disk without content.
@@ -80,5 +80,31 @@ impl Bdev for NullBdev {
 
     fn iostat(&self) -> &IoStat {
         &self.stat
+    }
+
+    fn resize(&self, num_blocks: Option<u64>) -> Result<()> {
+        let (name, had) = (&self.info.name, self.info.num_blocks.get());
+        let wanted = num_blocks.unwrap_or(had);
+        if wanted < had {
+            let message = format!("{name}: {wanted} blocks are less than the {had} that it has");
+            return Err(Error::new(ErrorKind::InvalidParams, message));
+        }
+        self.info.num_blocks.set(memory_info(name, wanted, self.info.block_size)?.num_blocks.get());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resize_grows_and_refuses_less_and_too_much() {
+        let bdev = NullBdev::new("n", 8, 512).expect("bdev");
+        bdev.resize(Some(16)).expect("growth");
+        assert_eq!(bdev.info().num_blocks.get(), 16);
+        assert!(bdev.resize(Some(15)).is_err());
+        assert!(bdev.resize(Some(u64::MAX)).is_err());
+        assert_eq!(bdev.info().num_blocks.get(), 16);
     }
 }

@@ -106,7 +106,7 @@ impl Setting {
         BdevInfo {
             name: "base".into(),
             block_size: self.block_size,
-            num_blocks: sectors / self.block() as u64,
+            num_blocks: (sectors / self.block() as u64).into(),
             readonly: false,
             write_cache: true,
             unmap: true,

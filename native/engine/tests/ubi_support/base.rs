@@ -88,7 +88,7 @@ impl MemBase {
         let mut info = BdevInfo {
             name: "base0".into(),
             block_size,
-            num_blocks: content.len() as u64 / u64::from(block_size),
+            num_blocks: (content.len() as u64 / u64::from(block_size)).into(),
             readonly: false,
             write_cache: true,
             unmap: true,

@@ -20,8 +20,8 @@ pub struct BigBase {
 
 impl BigBase {
     pub fn new(volume_bytes: u64, area: Vec<u8>) -> Arc<Self> {
-        let mut info = MemBase::new(512, 512).info().clone();
-        info.num_blocks = (DATA + volume_bytes) / 512;
+        let info = MemBase::new(512, 512).info().clone();
+        info.num_blocks.set((DATA + volume_bytes) / 512);
         let metadata_writes = Mutex::default();
         Arc::new(Self { info, area: Mutex::new(area), metadata_writes, stat: IoStat::default() })
     }

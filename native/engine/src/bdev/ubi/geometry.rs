@@ -148,7 +148,7 @@ mod tests {
         BdevInfo {
             name: "b".into(),
             block_size,
-            num_blocks: bytes / u64::from(block_size),
+            num_blocks: (bytes / u64::from(block_size)).into(),
             readonly: false,
             write_cache: true,
             unmap: true,

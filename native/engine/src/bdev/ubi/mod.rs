@@ -76,7 +76,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
     let stripes = StripeMap::new(geometry.stripes, |stripe| area[layout::header_at(stripe)] == 1);
     let info = BdevInfo {
         name: options.name.clone(),
-        num_blocks: geometry.volume_bytes / geometry.block_bytes,
+        num_blocks: (geometry.volume_bytes / geometry.block_bytes).into(),
         flush: true,
         write_zeroes: true,
         unmap_reads_zero: false, // a discard inside a missing stripe changes nothing
