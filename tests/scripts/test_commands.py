@@ -202,3 +202,27 @@ async def test_an_unknown_subsystem_is_refused_in_words(server: str) -> None:
     shown = await run(RPC_PY, "-s", server, "save_config", "-s", "nvmf")
     assert shown.code == 1
     assert shown.out.startswith("No subsystem is called nvmf; there are scheduler, ")
+
+
+async def test_the_plugin_gives_spdks_rpc_py_our_commands(domain: Domain, server: str) -> None:
+    env = {"PYTHONPATH": str(RPC_PY.parent)}
+    await domain.aio("a")
+    image = domain.file("image.raw", 4 << 20)
+    for command, shown in (
+        (["bdev_ubi_create", "-n", "u", "-b", "a", "-i", image, "-s", "64", "--no-copy-on-read"], "u\n"),
+        (["nbd_create_export", "u", "-n", "e", "-r"], None),
+        (["nbd_delete_export", "e"], ""),
+        (["bdev_ubi_get_status", "u"], None),
+        (["bdev_ubi_delete", "-n", "u"], ""),
+    ):
+        theirs = await run(SPDK_RPC, "-s", server, "--plugin", "ubi_rpc_plugin", *command, env=env)
+        assert theirs.code == 0, theirs
+        if shown is None:
+            json.loads(theirs.out)
+        else:
+            assert theirs.out == shown
+    refused = await run(SPDK_RPC, "-s", server, "--plugin", "ubi_rpc_plugin", "bdev_ubi_delete", "u", env=env)
+    assert refused.code == 1
+    assert '"code": -19' in refused.out
+    dry = await run(SPDK_RPC, "--dry-run", "--plugin", "ubi_rpc_plugin", "bdev_ubi_delete", "u", env=env)
+    assert json.loads(dry.out.partition("\n")[2])["params"] == {"name": "u"}
