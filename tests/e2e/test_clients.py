@@ -188,3 +188,34 @@ def test_libnbd_without_structured_replies(volume: Volume) -> None:
         "assert not h.get_structured_replies_negotiated()\n"
         f"assert h.pread(4 << 20, 0) == open({str(volume.image)!r}, 'rb').read(4 << 20)\n",
     )
+
+
+def mapped(uri: str, context: str) -> list[dict[str, int]]:
+    """Return what nbdinfo says of a metadata context; the extents cover the disk."""
+    extents: list[dict[str, int]] = json.loads(run("nbdinfo", "--json", f"--map={context}", uri))
+    assert sum(extent["length"] for extent in extents) == DISK_BYTES
+    return extents
+
+
+def test_nbdinfo_map_and_qemu_img_map_agree_with_the_content(volume: Volume) -> None:
+    ours = [
+        (extent["offset"], extent["length"], extent["type"] == 3) for extent in mapped(volume.uri, "base:allocation")
+    ]
+    found = json.loads(run("qemu-img", "map", "-f", "raw", "--output=json", volume.uri))
+    assert [(extent["start"], extent["length"], extent["zero"]) for extent in found] == ours
+    assert {is_zero for _, _, is_zero in ours} == {False, True}
+    for offset, length, is_zero in ours:
+        assert not (is_zero and any(volume.content[offset : offset + length]))
+    assert volume.daemon.status("ubi0")["stripes_present"] == 0
+
+
+def test_nbdinfo_map_shows_what_was_written_and_what_is_the_images(volume: Volume) -> None:
+    assert {extent["type"] for extent in mapped(volume.uri, "qemu:allocation-depth")} == {0, 2}
+    assert mapped(volume.uri, "x-ubi:fetch")[0]["type"] == 0
+    run("qemu-io", "-f", "raw", "-c", "write -P 7 64k 64k", volume.uri)
+    depth = mapped(volume.uri, "qemu:allocation-depth")
+    assert [(extent["offset"], extent["length"], extent["type"]) for extent in depth[:2]] == [
+        (0, 65536, 2),
+        (65536, 65536, 1),
+    ]
+    assert [extent["type"] for extent in mapped(volume.uri, "x-ubi:fetch")[:3]] == [0, 1, 0]

@@ -3,14 +3,16 @@
 //! Opened once, locked, and every byte goes through that one description: then the kernel keeps the lock until
 //! the last operation has ended, also after the process died (design: "One description").
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::extent::{Extent, ExtentList, ExtentState};
 use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
-use crate::reactor::ops;
+use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
 use crate::sys::lock;
@@ -276,6 +278,13 @@ impl Bdev for AioBdev {
         Box::pin(self.prefetch_pieces(offset, len))
     }
 
+    /// The file system is asked on another thread: it may have to read its own metadata.
+    fn extents(&self, offset: u64, len: u64, max: usize) -> LocalFuture<'_, Result<Vec<Extent>>> {
+        let (file, block) = (Arc::clone(&self.file), u64::from(self.info.block_size));
+        let seek = move || seek_extents(&file, offset..offset + len, block, max);
+        Box::pin(async move { Ok(offload::run(seek).await) })
+    }
+
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move { if self.info.readonly { Ok(()) } else { ops::sync(&self.file).await } })
     }
@@ -296,6 +305,32 @@ impl Bdev for AioBdev {
         info.num_blocks.set(num_blocks);
         Ok(())
     }
+}
+
+/// Where a file has data and holes (SEEK_DATA, SEEK_HOLE); what the file system does not tell is data.
+fn seek_extents(file: &StorageFile, range: Range<u64>, block: u64, max: usize) -> Vec<Extent> {
+    let mut list = ExtentList::new(max);
+    let mut position = range.start;
+    while position < range.end {
+        let data = match next_data(file, position) {
+            Ok(data) => data.unwrap_or(range.end..range.end),
+            Err(_) => position..range.end,
+        };
+        let end = data.end.next_multiple_of(block).clamp(position + block, range.end);
+        let states = (ExtentState::DATA, ExtentState::HOLE);
+        if !list.push_data(position..end, block, std::iter::once(data), states) {
+            break;
+        }
+        position = end;
+    }
+    list.into_vec()
+}
+
+/// The first run of data at or after `position`; None when there is none.
+fn next_data(file: &StorageFile, position: u64) -> std::io::Result<Option<Range<u64>>> {
+    let Some(start) = file.seek_data(position)? else { return Ok(None) };
+    let end = file.seek_hole(start)?.unwrap_or(start);
+    if end > start { Ok(Some(start..end)) } else { Err(std::io::ErrorKind::InvalidData.into()) }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! when that is declined the asynchronous form runs on the current thread's executor.
 
 pub mod aio;
+pub mod extent;
 pub mod malloc;
 pub mod null;
 pub mod ubi;
@@ -13,6 +14,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use extent::{Extent, ExtentState};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
@@ -147,6 +150,14 @@ pub trait Bdev: Send + Sync {
 
     /// Hint that the range will be read soon.
     fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>>;
+
+    /// Tell what is known of a range without reading or fetching any of it.
+    ///
+    /// `len` is not 0. The extents follow one another from `offset` on, in whole blocks and never past the range; they
+    /// are at least one and at most `max`, and need not reach its end. What was acknowledged before the call is told.
+    fn extents(&self, _offset: u64, len: u64, _max: usize) -> LocalFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(std::future::ready(Ok(vec![Extent { len, state: ExtentState::DATA }])))
+    }
 
     /// Finish, make durable, release descriptors and locks. No request is in flight and none follows.
     fn close(&self) -> LocalFuture<'_, Result<()>>;

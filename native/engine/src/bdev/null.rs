@@ -1,5 +1,6 @@
 //! The `null` bdev: reads zeros, forgets writes. For measuring what is above it.
 
+use super::extent::{Extent, ExtentState};
 use super::malloc::memory_info;
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -72,6 +73,10 @@ impl Bdev for NullBdev {
 
     fn prefetch(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
         self.done()
+    }
+
+    fn extents(&self, _offset: u64, len: u64, _max: usize) -> LocalFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(std::future::ready(Ok(vec![Extent { len, state: ExtentState::HOLE }])))
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

@@ -5,6 +5,7 @@
 pub mod backend;
 pub mod exec;
 pub mod io;
+pub mod offload;
 pub mod ops;
 mod pool;
 pub mod sync;

@@ -3,7 +3,7 @@
 //! One task a stripe owns it from claim to end. Whoever needs the content has it as soon as it is read; whoever
 //! needs it on the base waits for the end. A fetch writes what the image has and nothing past its end.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -24,6 +24,9 @@ const BUFFERED_PIECE: u64 = 128 << 10;
 /// A stripe with more pieces of data than this is read and written as one.
 const SEGMENTS_MAX: usize = 8;
 
+/// Failed stripes that are remembered for clients that ask; an image that is gone must not cost memory without end.
+const FAILED_MAX: usize = 1 << 16;
+
 /// A fetch in progress.
 #[derive(Default)]
 pub struct Fetch {
@@ -37,16 +40,32 @@ pub struct Fetch {
 pub struct Fetches {
     permits: Arc<Permits>,
     running: Mutex<HashMap<StripeIndex, Arc<Fetch>>>,
+    /// Stripes whose last fetch failed; at most [`FAILED_MAX`] of them.
+    failed: Mutex<BTreeSet<StripeIndex>>,
 }
 
 impl Fetches {
     pub fn new() -> Self {
-        Self { permits: Permits::new(FETCHES_MAX), running: Mutex::default() }
+        Self { permits: Permits::new(FETCHES_MAX), running: Mutex::default(), failed: Mutex::default() }
     }
 
     /// The fetch that owns this stripe just now, if it is a fetch.
     pub fn running(&self, stripe: StripeIndex) -> Option<Arc<Fetch>> {
         lock(&self.running).get(&stripe).cloned()
+    }
+
+    /// Those stripes of a range whose last fetch failed.
+    pub fn failed(&self, stripes: Range<StripeIndex>) -> BTreeSet<StripeIndex> {
+        lock(&self.failed).range(stripes).copied().collect()
+    }
+
+    fn note_end(&self, stripe: StripeIndex, is_ok: bool) {
+        let mut failed = lock(&self.failed);
+        if is_ok {
+            failed.remove(&stripe);
+        } else if failed.len() < FAILED_MAX {
+            failed.insert(stripe);
+        }
     }
 }
 
@@ -94,6 +113,7 @@ impl Volume {
             Err(error) => Err(error),
         };
         lock(&self.fetches.running).remove(&stripe);
+        self.fetches.note_end(stripe, result.is_ok());
         match &result {
             Ok(()) => claim.present(),
             Err(error) => {

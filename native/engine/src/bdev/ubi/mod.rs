@@ -5,7 +5,7 @@
 //! - [`stripes`]: the state of every stripe
 //! - [`volume`]: what the parts share
 //! - [`read`], [`change`], [`fetch`], [`flush`]: what is done to it
-//! - [`status`]: what it tells
+//! - [`status`], [`extents`]: what it tells
 //!
 //! Nothing here knows threads or a real clock: tasks, timers and wakers are the executor's, bytes move through
 //! `Bdev` and `Image`. Any number of reactors may use one volume at once.
@@ -15,6 +15,7 @@
 //! INV-7 no error becomes success.
 
 mod change;
+mod extents;
 mod fetch;
 mod flush;
 pub mod geometry;
@@ -28,6 +29,7 @@ mod volume;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::extent::Extent;
 use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
@@ -224,6 +226,10 @@ impl Bdev for UbiBdev {
 
     fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
         Box::pin(self.volume.prefetch_range(offset..offset + len))
+    }
+
+    fn extents(&self, offset: u64, len: u64, max: usize) -> LocalFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(self.volume.extents(offset..offset + len, max))
     }
 
     /// Publish and flush; afterwards only bdev_ubi's own re-reading of the base is needed to open it again.

@@ -19,6 +19,7 @@ use super::listener::Shared;
 use super::output::{Flushed, Output};
 use super::proto::{self, Command, Request};
 use super::receive::Receive;
+use super::status;
 use crate::bdev::{Bdev, ZeroFlags, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{exec, io as socket_io};
@@ -62,9 +63,9 @@ async fn negotiate(socket: &Arc<Socket>, id: u64, shared: &Arc<Shared>, receive:
         let progress = handshake.feed(receive.data(), &**shared, &mut out);
         match progress {
             Progress::NeedMore { consumed } => receive.consume(consumed),
-            Progress::Transmission { consumed, export, structured_replies } => {
+            Progress::Transmission { consumed, agreed } => {
                 receive.consume(consumed);
-                let session = shared.attach(&export, id, socket, structured_replies)?;
+                let session = shared.attach(id, socket, agreed)?;
                 send_all(socket, &mut out).await?;
                 return Some(session);
             }
@@ -160,6 +161,11 @@ impl Connection {
             writer: RefCell::new(None),
             reader: RefCell::new(None),
         }
+    }
+
+    /// Reads are answered by chunks.
+    fn structured(&self) -> bool {
+        self.session.agreed().structured_replies
     }
 
     fn export(&self) -> &Export {
@@ -260,7 +266,7 @@ impl Connection {
         if command == Command::Disconnect {
             return Ok(()); // has no reply that could say what is wrong with it
         }
-        if request.flags & !command.allowed_flags(self.session.structured_replies()) != 0 {
+        if request.flags & !command.allowed_flags(self.structured()) != 0 {
             return invalid("a flag that this command does not have here");
         }
         let carries_data = command.has_payload() || command == Command::Read;
@@ -273,6 +279,9 @@ impl Connection {
         if !command.has_range() {
             return Ok(());
         }
+        if command == Command::BlockStatus {
+            return self.check_block_status(request);
+        }
         check_range(self.bdev.info(), request.offset, u64::from(request.length)).map_err(|error| {
             // NBD: past the end is ENOSPC for what writes, EINVAL for the rest.
             if command.modifies() && command != Command::Trim {
@@ -281,6 +290,21 @@ impl Connection {
                 Error::new(ErrorKind::InvalidParams, error.message())
             }
         })
+    }
+
+    fn check_block_status(&self, request: &Request) -> Result<()> {
+        let invalid = |message: &str| Err(Error::new(ErrorKind::InvalidParams, message));
+        if self.session.agreed().contexts.is_empty() {
+            return invalid("no metadata context was agreed on");
+        }
+        if request.length == 0 {
+            return invalid("a block status of no bytes has no extent");
+        }
+        let end = request.offset.checked_add(u64::from(request.length));
+        if end.is_none_or(|end| end > self.bdev.info().size_bytes()) {
+            return invalid("the range leaves the export");
+        }
+        Ok(())
     }
 
     /// Carry out a checked request whose payload is there, or start it.
@@ -303,7 +327,12 @@ impl Connection {
                 self.start_write(*request, IoBuf::from_slice(payload), permit);
                 Ok(())
             }
-            Command::Flush | Command::Trim | Command::WriteZeroes | Command::Cache | Command::BlockStatus => {
+            Command::BlockStatus => {
+                let permit = self.permit(status::MEMORY_MAX)?;
+                self.start_block_status(*request, permit);
+                Ok(())
+            }
+            Command::Flush | Command::Trim | Command::WriteZeroes | Command::Cache => {
                 let permit = self.permit(0)?;
                 self.start_other(*request, command, permit);
                 Ok(())
@@ -357,7 +386,7 @@ impl Connection {
     }
 
     fn read_header(&self, out: &mut Vec<u8>, request: &Request) {
-        if self.session.structured_replies() {
+        if self.structured() {
             proto::offset_data(out, request.cookie, request.offset, request.length);
         } else {
             proto::simple_reply(out, request.cookie, 0);
@@ -386,6 +415,24 @@ impl Connection {
         });
     }
 
+    fn start_block_status(self: &Rc<Self>, request: Request, permit: Permit) {
+        let connection = Rc::clone(self);
+        exec::spawn(async move {
+            let range = request.offset..request.offset + u64::from(request.length);
+            let only_one = request.flags & proto::FLAG_REQ_ONE != 0;
+            match status::query(&*connection.bdev, range, only_one).await {
+                Ok(extents) => {
+                    let mut output = connection.output.borrow_mut();
+                    let contexts = connection.session.agreed().contexts;
+                    status::reply(output.batch(), request.cookie, contexts, &extents, only_one);
+                    output.end_reply();
+                }
+                Err(error) => connection.reply_error(&request, &error),
+            }
+            connection.finish(permit);
+        });
+    }
+
     fn start_other(self: &Rc<Self>, request: Request, command: Command, permit: Permit) {
         let connection = Rc::clone(self);
         exec::spawn(async move {
@@ -406,8 +453,7 @@ impl Connection {
                 self.bdev.write_zeroes(offset, len, flags).await
             }
             Command::Cache => self.bdev.prefetch(offset, len).await,
-            Command::BlockStatus => Err(Error::new(ErrorKind::InvalidParams, "no metadata context was negotiated")),
-            Command::Read | Command::Write | Command::Disconnect => {
+            Command::Read | Command::Write | Command::Disconnect | Command::BlockStatus => {
                 Err(Error::new(ErrorKind::Internal, "carried out elsewhere"))
             }
         }
@@ -422,7 +468,7 @@ impl Connection {
 
     fn reply_ok(&self, request: &Request) {
         let mut output = self.output.borrow_mut();
-        if self.session.structured_replies() && request.command == Some(Command::Read) {
+        if self.structured() && request.command == Some(Command::Read) {
             proto::none_chunk(output.batch(), request.cookie);
         } else {
             proto::simple_reply(output.batch(), request.cookie, 0);
@@ -434,7 +480,7 @@ impl Connection {
         let errno = proto::wire_errno(error.errno());
         let mut output = self.output.borrow_mut();
         let structured = matches!(request.command, Some(Command::Read | Command::BlockStatus));
-        if self.session.structured_replies() && structured {
+        if self.structured() && structured {
             proto::error_chunk(output.batch(), request.cookie, errno, error.message());
         } else {
             proto::simple_reply(output.batch(), request.cookie, errno);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::MAX_PAYLOAD;
-use super::handshake::ExportDescription;
+use super::handshake::{Agreed, ExportDescription};
 use super::proto;
 use crate::bdev::Bdev;
 use crate::sys::socket::Socket;
@@ -93,7 +93,7 @@ impl Export {
     }
 
     /// Count a client in, unless the export is going away or full.
-    pub fn attach(self: &Arc<Self>, id: u64, socket: Arc<Socket>, structured_replies: bool) -> Option<Session> {
+    pub fn attach(self: &Arc<Self>, id: u64, socket: Arc<Socket>, agreed: Agreed) -> Option<Session> {
         let mut clients = self.clients();
         let full = self.max_connections != 0 && clients.len() >= self.max_connections;
         if full || self.closing.load(Ordering::Acquire) {
@@ -101,7 +101,7 @@ impl Export {
         }
         clients.insert(id, socket);
         drop(clients);
-        Some(Session { export: Arc::clone(self), id, structured_replies })
+        Some(Session { export: Arc::clone(self), id, agreed })
     }
 
     /// Let every client finish what it has in flight, then part with it. Returns when the last one is gone.
@@ -130,7 +130,7 @@ impl Export {
 pub struct Session {
     export: Arc<Export>,
     id: u64,
-    structured_replies: bool,
+    agreed: Agreed,
 }
 
 impl Session {
@@ -142,8 +142,9 @@ impl Session {
         self.id
     }
 
-    pub fn structured_replies(&self) -> bool {
-        self.structured_replies
+    /// What the handshake agreed on.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
     }
 
     /// The export is going away: take no more requests.

@@ -4,7 +4,7 @@
 //! export is touched before a client has named it in full, so a half-open connection costs a few KiB and no more.
 //! Everything a client can make this do is bounded: bytes kept, bytes sent, options taken. The time is the caller's.
 //!
-//! Not here: TLS, extended headers and metadata contexts; their options are answered as unsupported.
+//! Not here: TLS and extended headers; their options are answered as unsupported.
 //!
 //! Source: NBD proto.md, "Fixed newstyle negotiation" and "Values".
 
@@ -15,6 +15,7 @@ mod tests;
 
 use wire::{OPTION_HEADER_BYTES, OptionKind, Refusal, Replies};
 
+use super::context::Contexts;
 use super::proto;
 
 const SERVER_FIXED_NEWSTYLE: u16 = 1 << 0;
@@ -70,13 +71,25 @@ pub trait ExportDirectory {
     fn find(&self, name: &str) -> Option<ExportDescription>;
 }
 
+/// What a client and the server have agreed on for the transmission phase.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// The export's own name.
+    pub export: String,
+    pub structured_replies: bool,
+    /// What BLOCK_STATUS tells; empty: the command is not to be used.
+    pub contexts: Contexts,
+    /// The client asked for the block sizes and has to keep to them.
+    pub block_sizes: bool,
+}
+
 /// Where the handshake is after a piece of input. `consumed` bytes of that piece are done with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// Send what was appended, then feed what is left of the piece, or the next one when all was consumed.
     NeedMore { consumed: usize },
     /// Send what was appended; from there on, and from `consumed` on, it is the transmission phase of `export`.
-    Transmission { consumed: usize, export: String, structured_replies: bool },
+    Transmission { consumed: usize, agreed: Agreed },
     /// Send what was appended, then close.
     Close { consumed: usize },
 }
@@ -89,6 +102,8 @@ pub struct Handshake {
     partial: Vec<u8>,
     no_zeroes: bool,
     structured_replies: bool,
+    /// The contexts that were chosen, and the export that they were chosen for.
+    contexts: Option<(String, Contexts)>,
     options: usize,
     options_max: usize,
 }
@@ -116,7 +131,7 @@ struct OptionHeader {
 /// What an item of input leads to.
 enum Next {
     Go(State),
-    Transmission(String),
+    Transmission { export: String, block_sizes: bool },
     Close,
 }
 
@@ -136,6 +151,7 @@ impl Handshake {
             partial: Vec::new(),
             no_zeroes: false,
             structured_replies: false,
+            contexts: None,
             options: 0,
             options_max: OPTIONS_MAX,
         }
@@ -159,9 +175,9 @@ impl Handshake {
             };
             self.state = match self.handle(&item, directory, out) {
                 Next::Go(state) => state,
-                Next::Transmission(export) => {
+                Next::Transmission { export, block_sizes } => {
                     self.state = State::Ended;
-                    return Progress::Transmission { consumed, export, structured_replies: self.structured_replies };
+                    return Progress::Transmission { consumed, agreed: self.agreed(export, block_sizes) };
                 }
                 Next::Close => {
                     self.state = State::Ended;
@@ -172,6 +188,13 @@ impl Handshake {
                 return Progress::NeedMore { consumed };
             }
         }
+    }
+
+    fn agreed(&mut self, export: String, block_sizes: bool) -> Agreed {
+        // NBD: contexts that were chosen for another export are none.
+        let chosen = self.contexts.take().filter(|(name, _)| *name == export);
+        let contexts = chosen.map(|(_, contexts)| contexts).unwrap_or_default();
+        Agreed { export, structured_replies: self.structured_replies, contexts, block_sizes }
     }
 
     /// Take what the state waits for out of the input; None, with everything taken, while it is not complete.
@@ -222,7 +245,13 @@ impl Handshake {
         let option = OptionHeader { number, kind: OptionKind::from_wire(number), data_len: data_len as usize };
         match option.kind {
             OptionKind::ExportName if option.data_len > wire::STRING_MAX => Next::Close,
-            OptionKind::ExportName | OptionKind::Info | OptionKind::Go if option.data_len <= DATA_MAX => {
+            OptionKind::ExportName
+            | OptionKind::Info
+            | OptionKind::Go
+            | OptionKind::ListMetaContext
+            | OptionKind::SetMetaContext
+                if option.data_len <= DATA_MAX =>
+            {
                 Next::Go(State::OptionData(option))
             }
             _ => Next::Go(State::SkipData { option, left: option.data_len }),
@@ -255,6 +284,8 @@ impl Handshake {
                 self.structured_replies = true;
                 replies.ack();
             }
+            OptionKind::ListMetaContext => self.list_contexts(option, data, directory, replies),
+            OptionKind::SetMetaContext => self.set_contexts(option, data, directory, replies),
             OptionKind::Unsupported => replies.refuse(Refusal::Unsupported, "this server does not have this option"),
         }
         CONTINUE
@@ -264,7 +295,7 @@ impl Handshake {
     fn export_name(&self, name: &[u8], directory: &dyn ExportDirectory, replies: &mut Replies<'_>) -> Next {
         let Some(export) = wire::parse_name(name).and_then(|name| directory.find(name)) else { return Next::Close };
         replies.export_name(&export, self.transmission_flags(&export), self.no_zeroes);
-        Next::Transmission(export.name)
+        Next::Transmission { export: export.name, block_sizes: false }
     }
 
     fn list(&mut self, directory: &dyn ExportDirectory, replies: &mut Replies<'_>) {
@@ -291,22 +322,87 @@ impl Handshake {
             replies.refuse(Refusal::Invalid, "the lengths in this option do not agree");
             return CONTINUE;
         };
-        let Some(name) = wire::parse_name(name) else {
-            replies.refuse(Refusal::Invalid, "an export's name is UTF-8 of at most 4096 bytes without NUL");
-            return CONTINUE;
-        };
-        let Some(export) = directory.find(name) else {
-            replies.refuse(Refusal::Unknown, &unknown_export(name));
-            return CONTINUE;
-        };
+        let Some(export) = find_export(name, directory, replies) else { return CONTINUE };
         replies.describe(&export, self.transmission_flags(&export), requests);
-        if option.kind == OptionKind::Go { Next::Transmission(export.name) } else { CONTINUE }
+        if option.kind != OptionKind::Go {
+            return CONTINUE;
+        }
+        Next::Transmission { export: export.name, block_sizes: requests.block_size }
+    }
+
+    /// What contexts there are: all when nothing is asked, else those that a name or a namespace asks for.
+    fn list_contexts(
+        &self,
+        option: OptionHeader,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        replies: &mut Replies<'_>,
+    ) {
+        let Some((_, queries)) = meta_queries(option, data, directory, replies) else { return };
+        let found = if queries.is_empty() { Contexts::all() } else { Contexts::matching(queries, true) };
+        for context in found.iter() {
+            replies.meta_context(0, context.name()); // NBD: the id means nothing here
+        }
+        replies.ack();
+    }
+
+    /// Choose contexts for an export; whatever was chosen before is forgotten, also when this fails.
+    fn set_contexts(
+        &mut self,
+        option: OptionHeader,
+        data: &[u8],
+        directory: &dyn ExportDirectory,
+        replies: &mut Replies<'_>,
+    ) {
+        self.contexts = None;
+        if !self.structured_replies {
+            replies.refuse(Refusal::Invalid, "agree on structured replies first");
+            return;
+        }
+        let Some((export, queries)) = meta_queries(option, data, directory, replies) else { return };
+        let chosen = Contexts::matching(queries, false);
+        for context in chosen.iter() {
+            replies.meta_context(context.id(), context.name());
+        }
+        replies.ack();
+        self.contexts = Some((export, chosen));
     }
 
     fn transmission_flags(&self, export: &ExportDescription) -> u16 {
         let others = export.transmission_flags & !proto::TRANS_SEND_DF;
         if self.structured_replies { others | proto::TRANS_SEND_DF } else { others }
     }
+}
+
+/// The export that a client names; None when that was refused.
+fn find_export(name: &[u8], directory: &dyn ExportDirectory, replies: &mut Replies<'_>) -> Option<ExportDescription> {
+    let Some(name) = wire::parse_name(name) else {
+        replies.refuse(Refusal::Invalid, "an export's name is UTF-8 of at most 4096 bytes without NUL");
+        return None;
+    };
+    let export = directory.find(name);
+    if export.is_none() {
+        replies.refuse(Refusal::Unknown, &unknown_export(name));
+    }
+    export
+}
+
+/// The export's own name and the queries of an option about contexts; None when it was refused.
+fn meta_queries<'a>(
+    option: OptionHeader,
+    data: &'a [u8],
+    directory: &dyn ExportDirectory,
+    replies: &mut Replies<'_>,
+) -> Option<(String, Vec<&'a [u8]>)> {
+    if option.data_len > DATA_MAX {
+        replies.refuse(Refusal::TooBig, "more queries than this server reads");
+        return None;
+    }
+    let Some((name, queries)) = wire::parse_meta_queries(data) else {
+        replies.refuse(Refusal::Invalid, "the lengths in this option do not agree");
+        return None;
+    };
+    Some((find_export(name, directory, replies)?.name, queries))
 }
 
 /// The name comes from a stranger: escaped, and cut well below what a string may have (CVE-2020-10761).

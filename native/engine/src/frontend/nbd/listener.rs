@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::budget::Budget;
 use super::connection;
 use super::export::{Export, ExportOptions, Session};
-use super::handshake::{ExportDescription, ExportDirectory, ExportListing};
+use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
@@ -271,8 +271,8 @@ impl Shared {
     }
 
     /// Start using the export that was agreed on; None when it has gone or is full.
-    pub fn attach(&self, name: &str, id: u64, socket: &Arc<Socket>, structured_replies: bool) -> Option<Session> {
-        self.export(name)?.attach(id, Arc::clone(socket), structured_replies)
+    pub fn attach(&self, id: u64, socket: &Arc<Socket>, agreed: Agreed) -> Option<Session> {
+        self.export(&agreed.export)?.attach(id, Arc::clone(socket), agreed)
     }
 }
 

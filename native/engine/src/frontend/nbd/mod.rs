@@ -3,17 +3,20 @@
 //! - [`listener`]: sockets, accepting, the exports of a listener
 //! - [`export`]: one name, its bdev, its clients
 //! - [`connection`]: one client
-//! - [`handshake`], [`proto`]: the protocol itself, without I/O
+//! - [`handshake`], [`proto`], [`context`]: the protocol itself, without I/O
+//! - [`status`] answers BLOCK_STATUS
 //! - [`budget`], [`output`], [`receive`]: a connection's memory
 
 pub mod budget;
 mod connection;
+pub mod context;
 pub mod export;
 pub mod handshake;
 pub mod listener;
 mod output;
 pub mod proto;
 mod receive;
+mod status;
 
 /// Largest payload of one request in bytes; nbd-tester-client's traces need more than 47 MiB.
 pub const MAX_PAYLOAD: u32 = 64 << 20;

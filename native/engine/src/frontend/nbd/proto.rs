@@ -48,6 +48,7 @@ const REPLY_FLAG_DONE: u16 = 1 << 0;
 const CHUNK_NONE: u16 = 0;
 const CHUNK_OFFSET_DATA: u16 = 1;
 const CHUNK_OFFSET_HOLE: u16 = 2;
+const CHUNK_BLOCK_STATUS: u16 = 5;
 const CHUNK_ERROR: u16 = (1 << 15) + 1;
 const CHUNK_ERROR_OFFSET: u16 = (1 << 15) + 2;
 
@@ -232,6 +233,19 @@ pub fn offset_hole(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, don
     chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_HOLE, cookie, 12);
     out.extend_from_slice(&offset.to_be_bytes());
     out.extend_from_slice(&length.to_be_bytes());
+}
+
+/// Append what one metadata context says: extents of a length and a value each, at least one; `done` ends the reply.
+pub fn block_status(out: &mut Vec<u8>, cookie: u64, context: u32, extents: &[(u64, u32)], done: bool) {
+    debug_assert!(!extents.is_empty(), "a block status has at least one extent");
+    let length = u32::try_from(4 + 8 * extents.len()).unwrap_or(u32::MAX); // at most 2^20 extents
+    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS, cookie, length);
+    out.extend_from_slice(&context.to_be_bytes());
+    for (length, value) in extents {
+        // A request has 32 bits, and no extent goes beyond it.
+        out.extend_from_slice(&u32::try_from(*length).unwrap_or(u32::MAX).to_be_bytes());
+        out.extend_from_slice(&value.to_be_bytes());
+    }
 }
 
 /// Append the chunk that ends a reply and says nothing else.

@@ -113,9 +113,9 @@ fn feed_all(handshake: &mut Handshake, input: &[u8], exports: &Exports, out: &mu
                 out.append(&mut piece);
                 return Progress::NeedMore { consumed: done + consumed };
             }
-            Progress::Transmission { consumed, export, structured_replies } => {
+            Progress::Transmission { consumed, agreed } => {
                 out.append(&mut piece);
-                return Progress::Transmission { consumed: done + consumed, export, structured_replies };
+                return Progress::Transmission { consumed: done + consumed, agreed };
             }
             Progress::Close { consumed } => {
                 out.append(&mut piece);
@@ -146,7 +146,17 @@ fn kinds(replies: &[Reply]) -> Vec<(u32, u32)> {
 }
 
 fn transmission(input: &[u8], export: &str, structured_replies: bool) -> Progress {
-    Progress::Transmission { consumed: input.len(), export: export.into(), structured_replies }
+    let agreed =
+        Agreed { export: export.into(), structured_replies, contexts: Contexts::default(), block_sizes: false };
+    Progress::Transmission { consumed: input.len(), agreed }
+}
+
+/// What a client that goes to transmission has agreed on.
+fn agreed(input: &[u8]) -> Agreed {
+    match run(input).0 {
+        Progress::Transmission { agreed, .. } => agreed,
+        other => panic!("{other:?} instead of transmission"),
+    }
 }
 
 #[test]
@@ -220,7 +230,7 @@ fn after_the_end_everything_closes() {
 
 #[test]
 fn unsupported_options_are_read_past_and_refused() {
-    let others = [4, STARTTLS, LIST_META_CONTEXT, SET_META_CONTEXT, EXTENDED_HEADERS, 12, 0, 0xffff_ffff];
+    let others = [4, STARTTLS, EXTENDED_HEADERS, 12, 0, 0xffff_ffff];
     for number in others {
         for data in [vec![], vec![7; 100], vec![7; DATA_MAX + 1]] {
             let replies = replies_to(&[option(number, &data), option(STRUCTURED_REPLY, b"")]);
@@ -288,7 +298,7 @@ fn go_after_info_tells_the_same_and_enters_transmission_without_padding() {
     for structured in [false, true] {
         for client_flags in [1u32, 3] {
             let first = if structured { option(STRUCTURED_REPLY, b"") } else { vec![] };
-            let data = info_data("", &[1, 2, 3]);
+            let data = info_data("", &[1, 2]);
             let mut input = client_flags.to_be_bytes().to_vec();
             input.extend([first, option(OPT_INFO, &data), option(GO, &data)].concat());
             let (progress, out) = run(&input);
@@ -477,7 +487,7 @@ fn options_in_every_order_are_answered() {
         (LIST, option(LIST, b""), ACK),
         (OPT_INFO, option(OPT_INFO, &info_data("other", &[3])), ACK),
         (STRUCTURED_REPLY, option(STRUCTURED_REPLY, b""), ACK),
-        (SET_META_CONTEXT, option(SET_META_CONTEXT, b"\0\0\0\x04disk\0\0\0\0"), ERR_UNSUP),
+        (LIST_META_CONTEXT, option(LIST_META_CONTEXT, b"\0\0\0\x04disk\0\0\0\0"), ACK),
         (STARTTLS, option(STARTTLS, b""), ERR_UNSUP),
         (GO, option(GO, &info_data("none", &[])), ERR_UNKNOWN),
     ];
@@ -551,8 +561,8 @@ fn outcome(pieces: &[&[u8]]) -> (String, Vec<u8>) {
                 assert_eq!(consumed, piece.len(), "what is not wanted yet is kept by the handshake");
                 taken += consumed;
             }
-            Progress::Transmission { consumed, export, structured_replies } => {
-                return (format!("{export} {structured_replies} {}", taken + consumed), out);
+            Progress::Transmission { consumed, agreed } => {
+                return (format!("{} {agreed:?} {}", agreed.export, taken + consumed), out);
             }
             Progress::Close { consumed } => return (format!("close {}", taken + consumed), out),
         }
@@ -611,8 +621,9 @@ impl Random {
         let requests: Vec<u16> = (0..self.below(6)).map(|_| self.below(5) as u16).collect();
         let number =
             [EXPORT_NAME, ABORT, LIST, STARTTLS, OPT_INFO, GO, STRUCTURED_REPLY, 9, 10, 11, 12][self.below(11)];
-        let data = match self.below(4) {
+        let data = match self.below(5) {
             0 => vec![],
+            4 => meta_data(name, &["base:allocation", "x-ubi:", ""][..self.below(4)]),
             1 => name.as_bytes().to_vec(),
             2 => {
                 let count = self.below(40);
@@ -671,4 +682,150 @@ fn fuzz_any_input_is_survived() {
     }
     println!("closed {} waiting {} transmission {}", ends[0], ends[1], ends[2]);
     assert!(one.is_some() || ends.iter().all(|&count| count > 5_000), "every end is reached often: {ends:?}");
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT.
+fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
+    let length = |text: &str| u32::try_from(text.len()).expect("short").to_be_bytes();
+    let mut data = [&length(name)[..], name.as_bytes()].concat();
+    data.extend(u32::try_from(queries.len()).expect("few").to_be_bytes());
+    for query in queries {
+        data.extend(length(query));
+        data.extend(query.bytes());
+    }
+    data
+}
+
+const META_CONTEXT: u32 = 4;
+
+/// The names that an option about contexts is answered with, each with its id; the option has to succeed.
+fn contexts_of(replies: &[Reply]) -> Vec<(u32, String)> {
+    let (last, contexts) = replies.split_last().expect("at least the end");
+    assert_eq!((last.1, &last.2[..]), (ACK, &b""[..]));
+    let parse = |reply: &Reply| {
+        assert_eq!(reply.1, META_CONTEXT);
+        let id = u32::from_be_bytes(reply.2[..4].try_into().expect("4 bytes"));
+        (id, String::from_utf8(reply.2[4..].to_vec()).expect("text"))
+    };
+    contexts.iter().map(parse).collect()
+}
+
+#[test]
+fn list_meta_context_without_queries_names_all_and_else_what_matches() {
+    let all = ["base:allocation", "qemu:allocation-depth", "x-ubi:fetch"];
+    let cases: [(&[&str], &[&str]); 8] = [
+        (&[], &all),
+        (&["base:", "x-ubi:", "qemu:"], &all),
+        (&["base:"], &all[..1]),
+        (&["qemu:"], &all[1..2]),
+        (&["x-ubi:fetch", "base:allocation"], &["base:allocation", "x-ubi:fetch"]),
+        (&["nobody:knows", "x-other:", "base:other", ""], &[]),
+        (&["qemu:dirty-bitmap:", "qemu:dirty-bitmap:a", "qemu"], &[]),
+        (&["base:", "base:allocation", "base:"], &all[..1]),
+    ];
+    for (queries, names) in cases {
+        for structured in [false, true] {
+            let mut options = vec![option(LIST_META_CONTEXT, &meta_data("disk", queries))];
+            if structured {
+                options.insert(0, option(STRUCTURED_REPLY, b""));
+            }
+            let replies = replies_to(&options);
+            let found = contexts_of(&replies[usize::from(structured)..]);
+            assert_eq!(found, names.iter().map(|name| (0, (*name).to_owned())).collect::<Vec<_>>(), "{queries:?}");
+        }
+    }
+}
+
+#[test]
+fn set_meta_context_takes_names_and_no_wildcards() {
+    type Case<'a> = (&'a [&'a str], &'a [(u32, &'a str)]);
+    let cases: [Case<'_>; 5] = [
+        (&[], &[]),
+        (&["base:", "qemu:", "x-ubi:"], &[]),
+        (&["base:allocation", "base:allocation"], &[(1, "base:allocation")]),
+        (&["x-ubi:fetch", "no:thing", "base:allocation"], &[(1, "base:allocation"), (3, "x-ubi:fetch")]),
+        (&["qemu:allocation-depth"], &[(2, "qemu:allocation-depth")]),
+    ];
+    for (queries, names) in cases {
+        let set = option(SET_META_CONTEXT, &meta_data("disk", queries));
+        let replies = replies_to(&[option(STRUCTURED_REPLY, b""), set.clone()]);
+        let expected: Vec<_> = names.iter().map(|(id, name)| (*id, (*name).to_owned())).collect();
+        assert_eq!(contexts_of(&replies[1..]), expected, "{queries:?}");
+        let input = session(&[option(STRUCTURED_REPLY, b""), set, option(GO, &info_data("disk", &[]))]);
+        let chosen: Vec<u32> = agreed(&input).contexts.iter().map(|context| context.id()).collect();
+        assert_eq!(chosen, names.iter().map(|(id, _)| *id).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn set_meta_context_needs_structured_replies() {
+    let set = option(SET_META_CONTEXT, &meta_data("disk", &["base:allocation"]));
+    let replies = replies_to(&[set.clone(), option(STRUCTURED_REPLY, b"")]);
+    assert_eq!(kinds(&replies), [(SET_META_CONTEXT, ERR_INVALID), (STRUCTURED_REPLY, ACK)]);
+    let input = session(&[set, option(STRUCTURED_REPLY, b""), option(GO, &info_data("disk", &[]))]);
+    assert!(agreed(&input).contexts.is_empty(), "a refused choice is none");
+}
+
+#[test]
+fn contexts_are_those_of_the_last_choice_and_of_its_export() {
+    let set = |name: &str, queries: &[&str]| option(SET_META_CONTEXT, &meta_data(name, queries));
+    let base = set("disk", &["base:allocation"]);
+    let truncated = option(SET_META_CONTEXT, &meta_data("disk", &["base:allocation"])[..9]);
+    let cases: [(Vec<u8>, &str, bool); 9] = [
+        (base.clone(), "disk", true),
+        (base.clone(), "", true),
+        (set("", &["base:allocation"]), "disk", true),
+        (base.clone(), "other", false),
+        ([base.clone(), set("disk", &[])].concat(), "disk", false),
+        ([base.clone(), set("none", &["base:allocation"])].concat(), "disk", false),
+        ([base.clone(), set("other", &["base:allocation"])].concat(), "disk", false),
+        ([base.clone(), truncated].concat(), "disk", false),
+        ([base.clone(), option(LIST_META_CONTEXT, &meta_data("other", &["base:"]))].concat(), "disk", true),
+    ];
+    for (number, (options, name, kept)) in cases.into_iter().enumerate() {
+        for end in [option(GO, &info_data(name, &[])), option(EXPORT_NAME, name.as_bytes())] {
+            let input = session(&[option(STRUCTURED_REPLY, b""), options.clone(), end]);
+            assert_eq!(!agreed(&input).contexts.is_empty(), kept, "case {number}");
+        }
+    }
+}
+
+#[test]
+fn meta_context_lengths_that_disagree_are_refused() {
+    let good = meta_data("disk", &["base:allocation", "x-ubi:"]);
+    let mut cases: Vec<Vec<u8>> = (0..good.len()).map(|cut| good[..cut].to_vec()).collect();
+    cases.push([&good[..], &[0]].concat());
+    cases.push([&good[..], &[0; 4]].concat());
+    for length in [3u32, 5, 0x7fff_ffff, 0xffff_fffc, 0xffff_ffff] {
+        cases.push([&length.to_be_bytes(), &good[4..]].concat()); // the name's
+        cases.push([&good[..8], &length.to_be_bytes(), &good[12..]].concat()); // the number of queries
+        cases.push([&good[..12], &length.to_be_bytes(), &good[16..]].concat()); // the first query's
+    }
+    cases.push(meta_data("disk", &[&"x".repeat(4097)]));
+    cases.push(meta_data("di\0sk", &[]));
+    cases.push(meta_data(&"x".repeat(4097), &[]));
+    for data in cases {
+        for number in [LIST_META_CONTEXT, SET_META_CONTEXT] {
+            let replies = replies_to(&[option(STRUCTURED_REPLY, b""), option(number, &data), option(LIST, b"")]);
+            assert_eq!(kinds(&replies[1..2]), [(number, ERR_INVALID)], "{data:?}");
+            assert_eq!(replies.last().map(|reply| reply.1), Some(ACK));
+        }
+    }
+    for number in [LIST_META_CONTEXT, SET_META_CONTEXT] {
+        let unknown = option(number, &meta_data("none", &[]));
+        let long = option(number, &meta_data("disk", &vec!["x"; DATA_MAX / 4]));
+        let replies = replies_to(&[option(STRUCTURED_REPLY, b""), unknown, long]);
+        assert_eq!(kinds(&replies[1..]), [(number, ERR_UNKNOWN), (number, ERR_TOO_BIG)]);
+    }
+}
+
+#[test]
+fn who_asks_for_the_block_sizes_with_go_has_agreed_to_them() {
+    for (requests, asked) in [(&[][..], false), (&[0, 1, 2], false), (&[3], true), (&[2, 3], true)] {
+        let input = session(&[option(GO, &info_data("disk", requests))]);
+        assert_eq!(agreed(&input).block_sizes, asked);
+        let input = session(&[option(OPT_INFO, &info_data("disk", &[3])), option(GO, &info_data("disk", requests))]);
+        assert_eq!(agreed(&input).block_sizes, asked, "INFO alone agrees on nothing");
+    }
+    assert!(!agreed(&session(&[option(EXPORT_NAME, b"disk")])).block_sizes);
 }

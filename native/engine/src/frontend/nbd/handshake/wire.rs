@@ -25,6 +25,8 @@ pub enum OptionKind {
     Info,
     Go,
     StructuredReply,
+    ListMetaContext,
+    SetMetaContext,
     Unsupported,
 }
 
@@ -37,6 +39,8 @@ impl OptionKind {
             6 => Self::Info,
             7 => Self::Go,
             8 => Self::StructuredReply,
+            9 => Self::ListMetaContext,
+            10 => Self::SetMetaContext,
             _ => Self::Unsupported,
         }
     }
@@ -54,6 +58,7 @@ pub fn parse_option_header(item: &[u8]) -> Option<(u32, u32)> {
 const REP_ACK: u32 = 1;
 const REP_SERVER: u32 = 2;
 const REP_INFO: u32 = 3;
+const REP_META_CONTEXT: u32 = 4;
 
 /// Why an option is refused; each goes with a message for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +80,8 @@ const INFO_BLOCK_SIZE: u16 = 3;
 pub struct InfoRequests {
     pub name: bool,
     pub description: bool,
+    /// Who asks for the block sizes promises to keep to them.
+    pub block_size: bool,
 }
 
 /// The data of INFO and GO: an export's name and a list of information requests.
@@ -82,8 +89,7 @@ pub struct InfoRequests {
 /// None unless every length agrees with every other. Requests that are not known are ignored; a repeated one is
 /// answered once.
 pub fn parse_info(data: &[u8]) -> Option<(&[u8], InfoRequests)> {
-    let (name_len, rest) = data.split_first_chunk()?;
-    let (name, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*name_len)).ok()?)?;
+    let (name, rest) = split_string(data)?;
     let (count, list) = rest.split_first_chunk()?;
     if list.len() != usize::from(u16::from_be_bytes(*count)) * 2 {
         return None;
@@ -93,10 +99,36 @@ pub fn parse_info(data: &[u8]) -> Option<(&[u8], InfoRequests)> {
         match u16::from_be_bytes([pair[0], pair[1]]) {
             INFO_NAME => requests.name = true,
             INFO_DESCRIPTION => requests.description = true,
+            INFO_BLOCK_SIZE => requests.block_size = true,
             _ => {}
         }
     }
     Some((name, requests))
+}
+
+/// The data of LIST_META_CONTEXT and SET_META_CONTEXT: an export's name and queries.
+///
+/// None unless every length agrees with every other and each query is a string that NBD allows.
+pub fn parse_meta_queries(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
+    let (name, rest) = split_string(data)?;
+    let (count, mut rest) = rest.split_first_chunk()?;
+    let count = usize::try_from(u32::from_be_bytes(*count)).ok()?;
+    if count > rest.len() / 4 {
+        return None; // each has a length of four bytes
+    }
+    let mut queries = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (query, after) = split_string(rest)?;
+        queries.push(query);
+        rest = after;
+    }
+    (rest.is_empty() && queries.iter().all(|query| query.len() <= STRING_MAX)).then_some((name, queries))
+}
+
+/// A length of 32 bits and as many bytes, and what follows them.
+fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = data.split_first_chunk()?;
+    rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)
 }
 
 /// An export's name: UTF-8 without NUL, at most [`STRING_MAX`] bytes.
@@ -141,6 +173,11 @@ impl<'a> Replies<'a> {
     pub fn server(&mut self, name: &str, description: &str) {
         let (name, description) = (string(name), string(description));
         self.reply(REP_SERVER, &[&wire_len(name.len()).to_be_bytes(), name, description]);
+    }
+
+    /// One metadata context under the id that BLOCK_STATUS uses.
+    pub fn meta_context(&mut self, id: u32, name: &str) {
+        self.reply(REP_META_CONTEXT, &[&id.to_be_bytes(), string(name)]);
     }
 
     /// Everything about an export: what is always told, then what was asked for.
