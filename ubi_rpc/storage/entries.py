@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from ubi_rpc.bdevs.kind import BdevKind, BdevParams
+from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
 from ubi_rpc.engine import Bdev
 from ubi_rpc.file_identity import FileId
 from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
@@ -52,6 +52,14 @@ class BdevEntry:
     exports: list[ExportEntry] = field(default_factory=list)
     stats: Baseline = field(default_factory=Baseline)
 
+    def is_made_by(self, kind: BdevKind[Any, Any], params: BdevParams) -> bool:
+        """Say whether a create with these parameters would make this very bdev; a uuid left out may be any."""
+        return (
+            self.kind is kind
+            and params.uuid in {None, NULL_UUID, self.uuid}
+            and kind.saved(self.params) == kind.saved(params)
+        )
+
     @property
     def bdev(self) -> Bdev:
         """The open bdev of an entry that has been online."""
@@ -70,6 +78,11 @@ class ExportEntry:
     params: Params
     state: ObjectState = ObjectState.CREATING
     handle: Export | None = None
+
+    def is_made_by(self, entry: BdevEntry, params: Params) -> bool:
+        """Say whether a create with these parameters would make this very export, of a bdev called in either way."""
+        names = {"bdev_name", "export_name"}
+        return self.entry is entry and self.params.model_dump(exclude=names) == params.model_dump(exclude=names)
 
     @property
     def opened(self) -> Export:

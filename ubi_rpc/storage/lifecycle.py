@@ -81,8 +81,12 @@ class Lifecycle:
         self.events.emit("bdev_register", name)
 
     def _plan_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams, facts: object) -> BdevEntry:
-        """Decide in bdev_ubi's order: base absent, base claimed, the kind's own checks, the name; then the files."""
+        """Decide in bdev_ubi's order: base absent, base claimed, the kind's own checks, the name; then the files.
+
+        A repeated create comes before all of them: it finds its own base claimed.
+        """
         self._refuse_when_stopping()
+        self.registry.refuse_repeated(kind, name, params)
         base = None if params.base is None else self.registry.find_base(params.base)
         kind.plan(params, facts, None if base is None else base.bdev.info)
         alias = params.uuid if params.uuid not in {None, NULL_UUID} else None

@@ -10,7 +10,7 @@ import errno
 from collections import Counter
 from typing import Any
 
-from ubi_rpc.bdevs.kind import BdevKind
+from ubi_rpc.bdevs.kind import BdevKind, BdevParams
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.file_identity import FileId
 from ubi_rpc.frontends.export import Frontend
@@ -131,6 +131,12 @@ class Registry:
             )
         return entry
 
+    def refuse_repeated(self, kind: BdevKind[Any, Any], name: str, params: BdevParams) -> None:
+        """Raise already_exists when this create made the bdev of that name: a caller that repeats itself is told so."""
+        other = self._bdevs.get(name)
+        if other is not None and other.state is ObjectState.ONLINE and other.is_made_by(kind, params):
+            raise UbiError(ErrorKind.ALREADY_EXISTS, f"bdev {name} already exists and is the same", same=True)
+
     def reserve(self, entry: BdevEntry) -> None:
         """Take the names of a bdev that is about to be made, and claim its base. All or nothing.
 
@@ -142,7 +148,11 @@ class Registry:
             raise UbiError(ErrorKind.INVALID_PARAMS, "a bdev's name is not empty")
         for alias in (entry.name, entry.uuid):
             if (other := self._by_alias.get(alias)) is not None:
-                raise UbiError(ErrorKind.ALREADY_EXISTS, f"{alias!r} is already the name or uuid of bdev {other.name}")
+                raise UbiError(
+                    ErrorKind.ALREADY_EXISTS,
+                    f"{alias!r} is already the name or uuid of bdev {other.name}, which is another one",
+                    same=False,
+                )
         self._files.require(entry)
         if entry.base is not None:
             self._refuse_claimed(entry.base)
@@ -187,7 +197,12 @@ class Registry:
         if not plan.readonly:
             self._refuse_claimed(export.entry)
         if (frontend.name, plan.name) in self._exports:
-            raise UbiError(ErrorKind.ALREADY_EXISTS, f"{frontend.name} export {plan.name!r} already exists")
+            same = self._exports[(frontend.name, plan.name)].is_made_by(export.entry, export.params)
+            raise UbiError(
+                ErrorKind.ALREADY_EXISTS,
+                f"{frontend.name} export {plan.name!r} already exists and is {'the same' if same else 'another one'}",
+                same=same,
+            )
         for other in self._exports.values():
             if plan.default and other.plan.default and other.plan.listener == plan.listener and not plan.any_port:
                 raise UbiError(
