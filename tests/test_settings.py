@@ -110,3 +110,12 @@ def test_waiting_for_rpc_without_its_server_exits_with_1(capsys: pytest.CaptureF
 )
 def test_the_state_directory_has_a_default(environ: dict[str, str], root: bool, expected: str) -> None:
     assert default_state_dir(environ, root=root) == Path(expected)
+
+
+def test_the_group_of_the_socket_is_a_name_or_a_number() -> None:
+    for text, number in (("root", 0), ("0", 0), ("4242", 4242)):
+        settings = parse(["--rpc-group", text])
+        assert settings is not None
+        assert settings.rpc_group == number
+    with pytest.raises(SystemExit):
+        parse(["--rpc-group", "no-such-group"])

@@ -108,7 +108,7 @@ class Daemon:
         )
         _set_log_flags(services.log, settings.log_flags)
         dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
-        server = UnixServer(settings.rpc_socket, dispatcher)
+        server = UnixServer(settings.rpc_socket, dispatcher, settings.rpc_group)
         if source is not None:
             startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
 

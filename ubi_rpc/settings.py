@@ -6,6 +6,7 @@ Reads nothing but argv and the environment; opens no file. `daemon` acts on what
 from __future__ import annotations
 
 import argparse
+import grp
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class Settings:
         io_engine: how the engine does I/O.
         check_config: only check this configuration and exit.
         rpc_server: listen for clients.
+        rpc_group: number of the group whose members may use the JSON-RPC socket; None for the user alone.
         pid_file: where the process's number is written.
         log_flags: parts of the program that tell their details from the start.
         ignored: options of SPDK that were given and have no effect.
@@ -67,6 +69,7 @@ class Settings:
     io_engine: IoEngine
     check_config: Path | None = None
     rpc_server: bool = True
+    rpc_group: int | None = None
     pid_file: Path | None = None
     log_flags: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -119,6 +122,13 @@ def _cpu_set(text: str) -> tuple[int, ...]:
     return cpus
 
 
+def _group(text: str) -> int:
+    try:
+        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError as error:
+        raise argparse.ArgumentTypeError(f"there is no group {text!r}") from error
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ubi_tgt's command line; SPDK's spellings where SPDK has the option."""
     options = argparse.ArgumentParser(
@@ -147,6 +157,8 @@ def parser() -> argparse.ArgumentParser:
     add("--check-config", metavar="FILE", type=Path, default=None,
         help="check a configuration without applying it, and exit with the code that a daemon would")  # fmt: skip
     add("--no-rpc-server", dest="rpc_server", action="store_false", help="do not listen for clients")
+    add("--rpc-group", metavar="GROUP", type=_group, default=None,
+        help="members of this group may use the JSON-RPC socket as well (default: this user alone)")  # fmt: skip
     add("-f", dest="pid_file", metavar="FILE", type=Path, default=None, help="write the process's number there")
     add("-L", "--logflag", dest="log_flags", metavar="FLAG", action="append", default=[],
         help=f"log the details of a part of the program: {', '.join(FLAGS)}, or all")  # fmt: skip
@@ -184,6 +196,7 @@ def parse(argv: list[str]) -> Settings | None:
         io_engine=args.io_engine,
         check_config=args.check_config,
         rpc_server=args.rpc_server,
+        rpc_group=args.rpc_group,
         pid_file=args.pid_file,
         log_flags=tuple(args.log_flags),
         ignored=tuple(args.ignored),

@@ -138,3 +138,22 @@ def test_close_keeps_a_socket_that_replaced_ours(socket_path: Path) -> None:
         other.bind(str(socket_path))
         listener.close()
         assert socket_path.exists()
+
+
+@pytest.mark.needs_root
+def test_a_groups_members_may_connect_and_others_may_not(socket_path: Path) -> None:
+    listener = open_listener(socket_path, group=12345)
+    found = socket_path.stat()
+    listener.close()
+    assert (found.st_gid, found.st_mode & 0o777) == (12345, 0o660)
+
+
+def test_a_group_that_cannot_be_given_leaves_nothing(socket_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.chown", refuse)
+    with pytest.raises(UbiError, match="Operation not permitted"):
+        open_listener(socket_path, group=12345)
+    monkeypatch.undo()
+    open_listener(socket_path).close()

@@ -18,6 +18,7 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.rpc import audit
 from ubi_rpc.rpc.decode import decode_params
 from ubi_rpc.rpc.encoding import encode
 from ubi_rpc.rpc.envelope import NULL_ID, InvalidRequestError, Request, clip, parse_request
@@ -138,7 +139,9 @@ class Dispatcher:
             try:
                 self._check_state(method)
                 model = decode_params(method, params)
-                return Success(await method.handler(self._services, model))
+                result = await method.handler(self._services, model)
+                audit.changed(method, model, current_session.get())
+                return Success(result)
             except WireError as error:
                 return Error(error.code, error.message, error)
             except UbiError as error:
@@ -226,7 +229,8 @@ def _encode(name: str, result: object) -> str:
 
 def _error_text(error: WireError, id_text: str, session: Session, name: str) -> str:
     """Log a failure, once, and give its answer."""
-    logger.error("method=%s code=%d message=%r %s", clip(name), error.code, error.message, error.detail)
+    who = audit.peer(session)
+    logger.error("%s method=%s code=%d message=%r %s", who, clip(name), error.code, error.message, error.detail)
     body: dict[str, object] = {"code": error.code, "message": error.message}
     session.last_error = error.data
     if session.error_data:

@@ -60,8 +60,12 @@ class Listener:
         _unlock(self.path, self.lock_fd)
 
 
-def open_listener(path: Path) -> Listener:
+def open_listener(path: Path, group: int | None = None) -> Listener:
     """Lock `path`, replace a stale socket there, and listen with mode 0600 from the start.
+
+    Args:
+        path: of the socket.
+        group: its members may connect too: the socket becomes theirs, then 0660.
 
     Raises:
         SocketInUseError: another process holds the lock or accepts connections there.
@@ -74,7 +78,7 @@ def open_listener(path: Path) -> Listener:
         lock_fd = _lock(path)
         try:
             _remove_stale(path)
-            listening, identity = _listen(path)
+            listening, identity = _listen(path, group)
         except BaseException:
             _unlock(path, lock_fd)
             raise
@@ -132,12 +136,15 @@ def _remove_stale(path: Path) -> None:
     logger.info("rpc_socket=%s a stale socket was removed", path)
 
 
-def _listen(path: Path) -> tuple[socket.socket, tuple[int, int]]:
+def _listen(path: Path, group: int | None) -> tuple[socket.socket, tuple[int, int]]:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         # On Linux bind gives the file the socket's own mode, so it never exists with a wider one.
         os.fchmod(listening.fileno(), 0o600)
         listening.bind(os.fspath(path))
+        if group is not None:
+            os.chown(path, -1, group, follow_symlinks=False)
+            path.chmod(0o660)
         listening.listen(BACKLOG)
         return listening, _identity(path.lstat())
     except BaseException:

@@ -5,6 +5,7 @@ Owns the declaration only. Calling is `dispatch`'s, the handlers live in `ubi_rp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Flag, auto
@@ -29,6 +30,8 @@ class State(Flag):
     STARTUP = auto()
     RUNTIME = auto()
 
+
+_READS = re.compile(r"(^|_)get_|_wait_|^rpc\.discover$")
 
 ANY_STATE = State.STARTUP | State.RUNTIME
 
@@ -59,3 +62,8 @@ class Method:
     states: State = State.RUNTIME
     decode_error: tuple[int, str] = DECODE_FAILED
     failure_code: int | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes anything, which its name says: all but those that get, wait or describe."""
+        return not _READS.search(self.name)

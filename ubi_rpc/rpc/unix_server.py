@@ -37,10 +37,12 @@ class UnixServer:
     Args:
         path: of the socket; its lock is beside it, `<path>.lock`.
         dispatcher: answers the requests.
+        group: the group whose members may connect; None for the user alone.
     """
 
-    def __init__(self, path: Path, dispatcher: Dispatcher) -> None:
+    def __init__(self, path: Path, dispatcher: Dispatcher, group: int | None = None) -> None:
         self._path = path
+        self._group = group
         self._dispatcher = dispatcher
         self._listener: Listener | None = None
         self._accepting = False
@@ -63,7 +65,7 @@ class UnixServer:
             SocketInUseError: another process serves this path.
             UbiError: the path cannot be used. Nothing is left behind.
         """
-        self._listener = open_listener(self._path)
+        self._listener = open_listener(self._path, self._group)
         self._hangup_poll = select.epoll()
         self.serving = not paused
         loop = asyncio.get_running_loop()
