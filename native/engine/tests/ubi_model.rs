@@ -2,8 +2,8 @@
 //!
 //! The model knows of every sector what may be there: after a process death the last acknowledged change or a later
 //! one that was submitted; after a power cut the last change that a FLUSH or FUA covers or a later one that was
-//! submitted; never anything else. Clients share stripes but not sectors, so that the order of the changes to one
-//! sector is known. A failing run prints its seed; UBI_TEST_SEED runs it again.
+//! submitted; never anything else. A read gives what was acknowledged before it or something later. Clients share
+//! stripes but not sectors, so that the order of the changes to one sector is known. A failing run prints its seed; UBI_TEST_SEED runs it again.
 
 mod ubi_support;
 
@@ -20,6 +20,8 @@ use ubi_support::*;
 const STRIPE: u64 = 64 * KIB;
 const SECTOR: u64 = 512;
 const CLIENTS: u64 = 4;
+/// Power cuts that are looked at in one session.
+const CUTS: u64 = 6;
 
 /// What a change made of a sector: 512 times the 8 bytes of `tag`, or what the image has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,7 @@ enum Value {
 }
 
 /// The changes of one sector in order of their submission.
+#[derive(Clone)]
 struct Sector {
     values: Vec<Value>,
     /// Index of the last acknowledged change.
@@ -118,19 +121,21 @@ impl Model {
         }
     }
 
-    /// Which of the allowed values the bytes are; `from` is the oldest allowed.
-    fn check(&self, sector: u64, bytes: &[u8], from: usize, what: &str) -> Value {
-        let sectors = self.sectors.borrow();
-        let allowed = &sectors[sector as usize].values[from..];
-        let found = allowed.iter().rev().find(|&&value| self.bytes(sector, value) == bytes);
+    /// Which of a sector's values the bytes are; the oldest allowed is that with index `from`.
+    fn check(&self, number: u64, sector: &Sector, bytes: &[u8], from: usize, what: &str) -> Value {
+        let allowed = &sector.values[from..];
+        let found = allowed.iter().rev().find(|&&value| self.bytes(number, value) == bytes);
         *found.unwrap_or_else(|| {
-            let what_is_there = if bytes.contains(&POISON) { "old bytes of the base" } else { "other bytes" };
-            let whole = &sectors[sector as usize].values;
-            panic!(
-                "{what}: sector {sector} has {what_is_there} {:02x?}…, not one of {allowed:?} of {whole:?}",
-                &bytes[..8]
-            )
+            let found = if bytes.contains(&POISON) { "old bytes of the base" } else { "other bytes" };
+            let (first, all) = (&bytes[..8], &sector.values);
+            panic!("{what}: sector {number} has {found} {first:02x?}, not one of {allowed:?} of {all:?}")
         })
+    }
+
+    /// The index of the last acknowledged change of each sector of a range.
+    fn acknowledged(&self, start: u64, end: u64) -> Vec<usize> {
+        let range = (start / SECTOR) as usize..(end / SECTOR) as usize;
+        self.sectors.borrow()[range].iter().map(|sector| sector.acknowledged).collect()
     }
 
     /// Note a submitted change of some sectors; returns its bytes and where it is in each sector's list.
@@ -165,7 +170,7 @@ async fn client(model: Rc<Model>, bdev: Arc<UbiBdev>, number: u64, mut random: R
     for _ in 0..requests {
         exec::sleep(Duration::from_micros(random.below(800))).await;
         match random.below(12) {
-            0..=3 => read_and_check(&model, &bdev, number, &mut random).await,
+            0..=3 => read_and_check(&model, &bdev, &mut random).await,
             4..=9 => change(&model, &bdev, number, &mut random).await,
             10 => {
                 let (start, end) = any_range(&model.plan, &mut random);
@@ -196,9 +201,10 @@ fn own_range(plan: &Plan, number: u64, random: &mut Random) -> Option<(u64, u64)
     (start < end).then_some((start, end))
 }
 
-/// Read anything; the client knows what its own sectors hold.
-async fn read_and_check(model: &Model, bdev: &Arc<UbiBdev>, number: u64, random: &mut Random) {
+/// Read anything: what was acknowledged before the read, or something later.
+async fn read_and_check(model: &Model, bdev: &Arc<UbiBdev>, random: &mut Random) {
     let (start, end) = any_range(&model.plan, random);
+    let before = model.acknowledged(start, end);
     let mut inline = vec![0; (end - start) as usize];
     let bytes = match bdev.try_read(start, &mut inline) {
         Some(result) => result.map(|()| inline),
@@ -208,11 +214,9 @@ async fn read_and_check(model: &Model, bdev: &Arc<UbiBdev>, number: u64, random:
         assert!(model.plan.fault_one_in.is_some(), "no fault was made");
         return;
     };
-    for (sector, bytes) in (start / SECTOR..).zip(bytes.chunks(SECTOR as usize)) {
-        if model.plan.owner(sector * SECTOR) == number {
-            let acknowledged = model.sectors.borrow()[sector as usize].acknowledged;
-            model.check(sector, bytes, acknowledged, "a read");
-        }
+    let sectors = model.sectors.borrow();
+    for ((number, bytes), from) in (start / SECTOR..).zip(bytes.chunks(SECTOR as usize)).zip(before) {
+        model.check(number, &sectors[number as usize], bytes, from, "a read");
     }
 }
 
@@ -238,7 +242,7 @@ async fn change(model: &Model, bdev: &Arc<UbiBdev>, number: u64, random: &mut Ra
 }
 
 async fn flush(model: &Model, bdev: &Arc<UbiBdev>) {
-    let before: Vec<usize> = model.sectors.borrow().iter().map(|sector| sector.acknowledged).collect();
+    let before = model.acknowledged(0, model.plan.volume_bytes);
     match bdev.flush().await {
         Ok(()) => {
             for (sector, covered) in model.sectors.borrow_mut().iter_mut().zip(before) {
@@ -249,11 +253,20 @@ async fn flush(model: &Model, bdev: &Arc<UbiBdev>) {
     }
 }
 
+/// What power cuts during a session would have left, and what was promised then.
+type Left = Rc<RefCell<Vec<(Arc<MemBase>, Vec<Sector>)>>>;
+
 /// Open, let the clients run, end in some way. Returns the base as the next session finds it.
 ///
 /// A base whose flush failed is not opened again without a power cut: to remember that across processes is the
 /// superblock's matter.
-async fn session(model: Rc<Model>, base: Arc<MemBase>, end: End, mut random: Random) -> (Arc<MemBase>, End) {
+async fn session(
+    model: Rc<Model>,
+    base: Arc<MemBase>,
+    end: End,
+    left: Left,
+    mut random: Random,
+) -> (Arc<MemBase>, End) {
     let options = UbiOptions { copy_on_read: model.plan.copy_on_read, ..options() };
     let bdev = opened(&base, &model.image, options).await;
     base.be_random(Random::new(random.next()), model.plan.fault_one_in);
@@ -264,14 +277,18 @@ async fn session(model: Rc<Model>, base: Arc<MemBase>, end: End, mut random: Ran
     });
     let clients: Vec<_> = clients.collect();
     if end != End::Close {
-        exec::sleep(Duration::from_micros(random.below(requests * 2500))).await;
+        for _ in 0..CUTS {
+            exec::sleep(Duration::from_micros(random.below(requests * 2500 / CUTS))).await;
+            let sectors = model.sectors.borrow().clone();
+            left.borrow_mut().push((base.after_power_cut(&mut random), sectors));
+        }
         let end = if bdev.status().sync_failed { End::PowerCut } else { end };
         return (leave(&base, end, &mut random), end);
     }
     for client in &clients {
         client.wait().await;
     }
-    let covered: Vec<usize> = model.sectors.borrow().iter().map(|sector| sector.acknowledged).collect();
+    let covered = model.acknowledged(0, model.plan.volume_bytes);
     if bdev.close().await.is_ok() {
         assert_eq!(bdev.status().stripes_present, bdev.status().stripes_published);
         for (sector, covered) in model.sectors.borrow_mut().iter_mut().zip(covered) {
@@ -286,31 +303,27 @@ fn leave(base: &MemBase, end: End, random: &mut Random) -> Arc<MemBase> {
     if end == End::PowerCut { base.after_power_cut(random) } else { base.after_process_death(random) }
 }
 
-/// Check what a session left, and start the next one's history from there.
-async fn verify(model: Rc<Model>, base: Arc<MemBase>, end: End) {
+/// Open what is left and check it; returns what each sector is.
+async fn check_left(model: Rc<Model>, base: Arc<MemBase>, sectors: Vec<Sector>, end: End) -> Vec<Value> {
     let options = UbiOptions { copy_on_read: false, ..options() };
     let bdev = opened(&base, &model.image, options).await;
     let content = read(&bdev, 0, model.plan.volume_bytes).await;
-    for (index, bytes) in content.chunks(SECTOR as usize).enumerate() {
-        let floor = {
-            let sector = &model.sectors.borrow()[index];
-            if end == End::PowerCut { sector.durable } else { sector.acknowledged }
-        };
-        let value = model.check(index as u64, bytes, floor, &format!("after {end:?}"));
-        let sector = &mut model.sectors.borrow_mut()[index];
-        if end == End::PowerCut {
-            *sector = Sector { values: vec![value], acknowledged: 0, durable: 0 };
-        } else {
-            keep_history(sector, value);
-        }
-    }
+    let check = |(number, (bytes, sector)): (u64, (&[u8], &Sector))| {
+        let from = if end == End::PowerCut { sector.durable } else { sector.acknowledged };
+        model.check(number, sector, bytes, from, &format!("after {end:?}"))
+    };
+    (0..).zip(content.chunks(SECTOR as usize).zip(&sectors)).map(check).collect()
 }
 
-/// After a process death the kernel still holds what was not flushed: any older change may be what a later power cut
-/// leaves, so that only the newest is put at the end.
-fn keep_history(sector: &mut Sector, value: Value) {
-    sector.values.push(value);
-    sector.acknowledged = sector.values.len() - 1;
+/// The next session's history starts with what the last one left.
+fn go_on(sector: &mut Sector, value: Value, end: End) {
+    if end == End::PowerCut {
+        *sector = Sector { values: vec![value], acknowledged: 0, durable: 0 };
+    } else {
+        // The kernel still holds what was not flushed: a later power cut may leave any of it.
+        sector.values.push(value);
+        sector.acknowledged = sector.values.len() - 1;
+    }
 }
 
 fn scenario(seed: u64) {
@@ -330,12 +343,18 @@ fn scenario(seed: u64) {
     for _ in 0..4 {
         let wanted = *random.pick(&[End::Close, End::ProcessDeath, End::PowerCut]);
         let next = Random::new(random.next());
-        let (models, bases) = (Rc::clone(&model), Arc::clone(&base));
-        model.image.be_calm();
+        let left = Left::default();
         let end;
-        (base, end) = run(session(models, bases, wanted, next));
+        (base, end) = run(session(Rc::clone(&model), Arc::clone(&base), wanted, Rc::clone(&left), next));
         model.image.be_calm();
-        run(verify(Rc::clone(&model), Arc::clone(&base), end));
+        for (base, sectors) in left.take() {
+            run(check_left(Rc::clone(&model), base, sectors, End::PowerCut));
+        }
+        let sectors = model.sectors.borrow().clone();
+        let values = run(check_left(Rc::clone(&model), Arc::clone(&base), sectors, end));
+        for (sector, value) in model.sectors.borrow_mut().iter_mut().zip(values) {
+            go_on(sector, value, end);
+        }
     }
 }
 

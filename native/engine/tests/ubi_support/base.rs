@@ -12,6 +12,7 @@ use ubi_engine::reactor::exec;
 use ubi_engine::reactor::sync::Promise;
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
+use super::pages::Pages;
 use super::{DATA, POISON, Random};
 
 /// What is done to the base.
@@ -51,9 +52,9 @@ struct Unsynced {
 #[derive(Default)]
 struct State {
     /// What a read sees, and what a process death leaves.
-    content: Vec<u8>,
+    content: Pages,
     /// What a power cut leaves for sure.
-    stable: Vec<u8>,
+    stable: Pages,
     unsynced: BTreeMap<u64, Unsynced>,
     next_id: u64,
     log: Vec<Op>,
@@ -99,6 +100,7 @@ impl MemBase {
             survives: Survives::Power,
         };
         change(&mut info);
+        let content = Pages::new(&content);
         let state = State { stable: content.clone(), content, ..State::default() };
         Arc::new(Self { info, state: Mutex::new(state), stat: IoStat::default() })
     }
@@ -109,19 +111,20 @@ impl MemBase {
 
     /// What is on the base now.
     pub fn content(&self) -> Vec<u8> {
-        self.state().content.clone()
+        let state = self.state();
+        state.content.get(0..state.content.len() as u64)
     }
 
     /// A part of it.
     pub fn bytes(&self, range: Range<u64>) -> Vec<u8> {
-        self.state().content[range.start as usize..range.end as usize].to_vec()
+        self.state().content.get(range)
     }
 
     /// Change a byte behind everybody's back, durably.
     pub fn poke(&self, offset: u64, byte: u8) {
         let mut state = self.state();
-        state.content[offset as usize] = byte;
-        state.stable[offset as usize] = byte;
+        state.content.put(offset, &[byte]);
+        state.stable.put(offset, &[byte]);
     }
 
     /// The operations since the last call.
@@ -170,7 +173,7 @@ impl MemBase {
             let landed = change.is_complete || random.one_in(2);
             if landed {
                 if !change.is_complete {
-                    put(&mut content, change.offset, &change.bytes);
+                    content.put(change.offset, &change.bytes);
                 }
                 let change = Unsynced { offset: change.offset, bytes: change.bytes.clone(), is_complete: true };
                 unsynced.insert(id, change);
@@ -189,11 +192,12 @@ impl MemBase {
             let keep_all = random.one_in(3);
             for (index, sector) in change.bytes.chunks(512).enumerate() {
                 if keep_all || random.one_in(2) {
-                    put(&mut content, change.offset + index as u64 * 512, sector);
+                    content.put(change.offset + index as u64 * 512, sector);
                 }
             }
         }
-        Self::made(self.info.block_size, content, |info| *info = self.info.clone())
+        let state = State { stable: content.clone(), content, ..State::default() };
+        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
     }
 
     /// Log an operation, wait while it is held, fail it if that is its lot.
@@ -238,7 +242,7 @@ impl MemBase {
             change.bytes.truncate(bytes.len() / 1024 * 512);
         }
         change.is_complete = true;
-        put(&mut state.content, offset, &change.bytes);
+        state.content.put(offset, &change.bytes);
         // Numbered again: overlapping changes reach stable storage in the order in which they completed.
         state.next_id += 1;
         let id = state.next_id;
@@ -257,7 +261,7 @@ impl MemBase {
             // A failed flush drops what it could not write, as the kernel does.
             let Some(change) = state.unsynced.remove(&id) else { continue };
             if result.is_ok() {
-                put(&mut state.stable, change.offset, &change.bytes);
+                state.stable.put(change.offset, &change.bytes);
             }
         }
         result
@@ -298,10 +302,6 @@ fn touches(place: &Range<u64>, range: &Range<u64>) -> bool {
     range.is_empty() || (range.start < place.end && place.start < range.end)
 }
 
-fn put(content: &mut [u8], offset: u64, bytes: &[u8]) {
-    content[offset as usize..offset as usize + bytes.len()].copy_from_slice(bytes);
-}
-
 impl Bdev for MemBase {
     fn info(&self) -> &BdevInfo {
         &self.info
@@ -314,7 +314,7 @@ impl Bdev for MemBase {
             return None;
         }
         let range = offset..offset + buf.len() as u64;
-        buf.copy_from_slice(&state.content[range.start as usize..range.end as usize]);
+        buf.copy_from_slice(&state.content.get(range.clone()));
         state.log.push(Op { access: Access::Read, range });
         Some(Ok(()))
     }
@@ -325,7 +325,7 @@ impl Bdev for MemBase {
         if state.random.as_mut().is_none_or(|(random, _)| random.one_in(2)) {
             return None;
         }
-        put(&mut state.content, offset, data);
+        state.content.put(offset, data);
         state.next_id += 1;
         let id = state.next_id;
         state.unsynced.insert(id, Unsynced { offset, bytes: data.to_vec(), is_complete: true });
@@ -337,7 +337,7 @@ impl Bdev for MemBase {
         self.check(offset, len as u64);
         Box::pin(async move {
             self.enter(Access::Read, offset..offset + len as u64).await?;
-            Ok(IoBuf::from_slice(&self.state().content[offset as usize..offset as usize + len]))
+            Ok(IoBuf::from_slice(&self.bytes(offset..offset + len as u64)))
         })
     }
 

@@ -5,6 +5,7 @@
 mod base;
 mod big;
 mod image;
+mod pages;
 mod random;
 mod time;
 

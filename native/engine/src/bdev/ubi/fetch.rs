@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -14,6 +15,7 @@ use super::status::Counters;
 use super::volume::{Claim, Volume};
 use crate::bdev::ZeroFlags;
 use crate::error::Result;
+use crate::reactor::exec;
 use crate::reactor::sync::{Permits, Promise, lock};
 use crate::sys::buf::{IoBuf, IoData};
 
@@ -23,7 +25,9 @@ const FETCHES_MAX: usize = 16;
 const BUFFERED_PIECE: u64 = 128 << 10;
 /// A stripe with more pieces of data than this is read and written as one.
 const SEGMENTS_MAX: usize = 8;
-
+/// For this long after the base took no copy (it is full, as a rule) reads do not try to copy: each would read a
+/// whole stripe for nothing.
+const REST_AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// Failed stripes that are remembered for clients that ask; an image that is gone must not cost memory without end.
 const FAILED_MAX: usize = 1 << 16;
 
@@ -42,11 +46,13 @@ pub struct Fetches {
     running: Mutex<HashMap<StripeIndex, Arc<Fetch>>>,
     /// Stripes whose last fetch failed; at most [`FAILED_MAX`] of them.
     failed: Mutex<BTreeSet<StripeIndex>>,
+    rest_until: Mutex<Option<Instant>>,
 }
 
 impl Fetches {
     pub fn new() -> Self {
-        Self { permits: Permits::new(FETCHES_MAX), running: Mutex::default(), failed: Mutex::default() }
+        let (running, failed, rest_until) = Default::default();
+        Self { permits: Permits::new(FETCHES_MAX), running, failed, rest_until }
     }
 
     /// The fetch that owns this stripe just now, if it is a fetch.
@@ -66,6 +72,20 @@ impl Fetches {
         } else if failed.len() < FAILED_MAX {
             failed.insert(stripe);
         }
+    }
+
+    /// Whether a copy failed so recently that one more is not worth it for a read.
+    pub fn are_resting(&self) -> bool {
+        let mut rest_until = lock(&self.rest_until);
+        let rests = rest_until.is_some_and(|until| exec::now() < until);
+        if !rests {
+            *rest_until = None;
+        }
+        rests
+    }
+
+    fn rest(&self) {
+        *lock(&self.rest_until) = Some(exec::now() + REST_AFTER_FAILURE);
     }
 }
 
@@ -109,7 +129,7 @@ impl Volume {
         let content = self.read_content(stripe).await.map(Arc::new);
         fetch.content.set(content.clone());
         let result = match content {
-            Ok(content) => self.fill(stripe, &content).await,
+            Ok(content) => self.fill(stripe, &content).await.inspect_err(|_| self.fetches.rest()),
             Err(error) => Err(error),
         };
         lock(&self.fetches.running).remove(&stripe);

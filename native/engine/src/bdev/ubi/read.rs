@@ -9,6 +9,7 @@ use super::stripes::State;
 use super::volume::Volume;
 use crate::bdev::LocalFuture;
 use crate::error::Result;
+use crate::events::Level;
 use crate::reactor::exec;
 use crate::sys::buf::{IoBuf, IoData};
 
@@ -89,9 +90,9 @@ impl Volume {
         (end, part)
     }
 
-    /// A volume that cannot promise anything any more is not filled further.
+    /// A volume that cannot promise anything any more is not filled further, nor one whose base takes nothing.
     fn copies_on_read(&self) -> bool {
-        self.options.copy_on_read && self.may_fetch_ahead()
+        self.options.copy_on_read && self.may_fetch_ahead() && !self.fetches.are_resting()
     }
 
     fn may_fetch_ahead(&self) -> bool {
@@ -101,7 +102,7 @@ impl Volume {
     async fn read_part(self: &Arc<Self>, part: Part, target: &mut [u8]) -> Result<()> {
         match part {
             Part::Base(range) => copy(&self.read_base(range).await?, target),
-            Part::Image(range) => copy(&self.read_image(range).await?, target),
+            Part::Image(range) => copy(&self.read_image_directly(range).await?, target),
             Part::Stripe(range, stripe) => return self.read_stripe(range, stripe, target).await,
         }
         Ok(())
@@ -125,9 +126,14 @@ impl Volume {
         if self.stripes.get(stripe).is_ready() {
             copy(&self.read_base(range).await?, target);
         } else {
-            copy(&self.read_image(range).await?, target);
+            copy(&self.read_image_directly(range).await?, target);
         }
         Ok(())
+    }
+
+    /// Read what a guest asked for, not for a fetch.
+    async fn read_image_directly(&self, range: Range<u64>) -> Result<IoData> {
+        self.read_image(range).await.inspect_err(|error| self.note_error(Level::Warning, error))
     }
 
     /// Bring the missing stripes of a range to the base, a few at a time, then let the base read ahead.
