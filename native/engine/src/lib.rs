@@ -11,6 +11,9 @@
 
 #![deny(unsafe_code)]
 
+#[macro_use]
+pub mod fault;
+
 pub mod bdev;
 pub mod engine;
 pub mod error;

@@ -7,7 +7,6 @@ mod sim;
 
 use std::env;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::time::Instant;
 
 use sim::*;
@@ -39,16 +38,6 @@ fn must_cover(checker: &Checker, except: &[Subject]) {
     assert!(missing.is_empty(), "no state was cut through {missing:?}");
 }
 
-/// The eight settings of short scripts.
-fn short_settings() -> Vec<Arc<Setting>> {
-    let setting = |number| {
-        let block_size = if number & 1 == 0 { 512 } else { 4096 };
-        let (copy_on_read, no_sync) = (number & 2 == 0, number & 4 != 0);
-        Setting { block_size, copy_on_read, no_sync, tear: 1, ..Setting::plain() }.shared()
-    };
-    (0..8).map(setting).collect()
-}
-
 /// Every sequence of up to three requests on two queues; up to two of them in every setting, three in one of the eight
 /// by turns.
 #[test]
@@ -59,43 +48,12 @@ fn every_short_sequence_of_requests_keeps_its_promises_through_every_cut() {
     let stride = if IS_QUICK { 1031 } else { 1 };
     let scripts = number("UBI_SIM_SHORT").map_or(0..SHORT_SCRIPTS, |script| script as usize..script as usize + 1);
     for script in scripts.step_by(stride) {
-        let is_longest = script >= SHORT_SCRIPTS_OF_TWO;
-        for (index, setting) in settings.iter().enumerate() {
-            if is_longest && script / stride % settings.len() != index {
-                continue;
-            }
-            let depth = if is_longest { Depth { bits: 3, torn: 1 } } else { Depth { bits: 4, torn: 4 } };
-            let steps = short(setting, script);
-            let case = Case { setting: Arc::clone(setting), script: steps, seed: script as u64, lives: 0, depth };
+        for case in short_cases(&settings, script) {
             run(&case, &mut checker, &format!("UBI_SIM_SHORT={script}"));
             histories += 1;
         }
     }
     report(&checker, histories, began);
-}
-
-/// Everything about a random history, from its seed.
-fn random_case(seed: u64) -> Case {
-    let mut random = Random::new(seed);
-    let block_size = *random.pick(&[512, 4096]);
-    let mut setting = Setting {
-        block_size,
-        tear: if block_size == 4096 && random.one_in(2) { 8 } else { 1 },
-        copy_on_read: !random.one_in(3),
-        no_sync: random.one_in(6),
-        has_hole: random.one_in(4),
-        unmap_reads_zero: !random.one_in(4),
-        inline: random.one_in(3),
-        fault_one_in: random.one_in(3).then_some(12),
-        image_changes: random.one_in(16),
-        ..Setting::plain()
-    };
-    if random.one_in(8) {
-        setting.volume = 2 * STRIPE + 16;
-    }
-    let script = long(&setting, &mut random);
-    let lives = *random.pick(&[0, 0, 1, 2]);
-    Case { setting: setting.shared(), script, seed: random.next(), lives, depth: Depth { bits: 4, torn: 4 } }
 }
 
 #[test]

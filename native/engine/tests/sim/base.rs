@@ -237,7 +237,11 @@ impl SimBase {
             let mut state = self.state();
             state.time += 1;
             state.version += u64::from(kind.changes());
-            let (id, todo) = (state.time, (0..tags.len()).collect());
+            let id = state.time;
+            // A base that does not promise zeros leaves every other sector as it was.
+            let is_kept =
+                |position: &usize| tags[*position] == Tag::garbage(slots.start + position) && position % 2 == 1;
+            let todo = (0..tags.len()).filter(|position| !is_kept(position)).collect();
             state.ops.push(Op { id, kind, slots, tags, todo, fua, submitted: id, waker: None });
             id
         };

@@ -2,6 +2,7 @@
 //! chooses, processes die and power is lost; and after every event the cuts that are possible there are looked at.
 
 use std::cell::RefCell;
+use std::mem::ManuallyDrop;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -131,14 +132,17 @@ impl<'a> History<'a> {
     ///
     /// # Errors
     /// What broke a promise, with the events that led to it if they are logged.
-    pub fn run(mut self) -> Result<u64, String> {
-        let result = self.live();
-        self.end_process();
+    pub fn run(self) -> Result<u64, String> {
+        // An assertion of the overlay that fails leaves it as it is: what it still holds is not worth a second one.
+        let mut this = ManuallyDrop::new(self);
+        let result = this.live();
+        this.end_process();
+        let this = ManuallyDrop::into_inner(this);
         match result {
-            Ok(()) => Ok(self.trace),
+            Ok(()) => Ok(this.trace),
             Err(wrong) => {
-                let log = self.log.take().unwrap_or_default();
-                Err(format!("{wrong}\n{:#?}\nevents:\n  {}", self.case, log.join("\n  ")))
+                let log = this.log.unwrap_or_default();
+                Err(format!("{wrong}\n{:#?}\nevents:\n  {}", this.case, log.join("\n  ")))
             }
         }
     }
@@ -349,14 +353,7 @@ impl<'a> History<'a> {
         let range = request.changes();
         match request {
             Request::Write { .. } => self.oracle.submit(index, range, |sector| Tag::written(index, sector)),
-            Request::Zero { .. } => self.oracle.submit(index, range, |_| Tag::ZERO),
-            Request::Discard { .. } => {
-                self.oracle.submit(index, range.clone(), |_| Tag::ZERO);
-                if !self.case.setting.unmap_reads_zero {
-                    let first = super::setting::DATA_SLOT;
-                    self.oracle.submit(index, range, |sector| Tag::garbage(first + sector));
-                }
-            }
+            Request::Zero { .. } | Request::Discard { .. } => self.oracle.submit(index, range, |_| Tag::ZERO),
             Request::Read(_) | Request::Flush | Request::Prefetch(_) | Request::Reopen { .. } => {}
         }
     }
@@ -427,9 +424,6 @@ impl<'a> History<'a> {
         let counts = result.is_ok() && !matches!(request, Request::Discard { .. });
         let is_durable = request.is_fua() && !self.sync_failed_before;
         self.oracle.end(index, request.changes(), counts, is_durable);
-        if let (Request::Discard { range, .. }, false) = (request, self.case.setting.unmap_reads_zero) {
-            self.oracle.end(index, range.clone(), false, false);
-        }
         if result.is_ok() && *request == Request::Flush && !self.case.setting.no_sync {
             self.flushed(index);
         }

@@ -44,7 +44,9 @@ impl Change {
                 base.write(at, part, false).await
             }
             Change::Zero { no_hole } => base.write_zeroes(at, len, ZeroFlags { no_hole: *no_hole, fua: false }).await,
-            Change::Discard if base.info().unmap_reads_zero => base.discard(at, len, false).await,
+            Change::Discard if base.info().unmap_reads_zero || fault!(DiscardLeavesOld) => {
+                base.discard(at, len, false).await
+            }
             // What unmapped space reads there may be bytes of an earlier volume (INV-2).
             Change::Discard => base.write_zeroes(at, len, ZeroFlags::default()).await,
         }
@@ -78,10 +80,10 @@ impl Volume {
         } else {
             self.change_stripes(range, &change).await?;
         }
-        if fua {
+        if fua && !fault!(FuaIgnored) {
             self.flush_round().await?;
         }
-        if is_published { Ok(()) } else { self.publish(stripes).await }
+        if is_published || fault!(AnsweredBeforeRound) { Ok(()) } else { self.publish(stripes).await }
     }
 
     async fn change_stripes(self: &Arc<Self>, range: Range<u64>, change: &Change) -> Result<()> {
@@ -128,7 +130,8 @@ impl Volume {
         let Some(stripe) = stripe.filter(|&stripe| !self.stripes.get(stripe).is_ready()) else {
             return Part::Ready(range);
         };
-        let may_own = self.fills(change) && self.geometry.covers_image_part(stripe, range.start, range.end);
+        let covers = fault!(WriteWithoutFetch) || self.geometry.covers_image_part(stripe, range.start, range.end);
+        let may_own = covers && self.fills(change);
         match may_own.then(|| self.claim(stripe)).flatten() {
             Some(claim) => Part::Owned(range, vec![claim]),
             None => Part::Inside(range, stripe),
@@ -153,10 +156,16 @@ impl Volume {
     }
 
     /// A task of its own: the stripes are given back only when the base is done with them.
-    async fn change_owned(self: &Arc<Self>, range: Range<u64>, claims: Vec<Claim>, change: &Change) -> Result<()> {
+    async fn change_owned(self: &Arc<Self>, range: Range<u64>, mut claims: Vec<Claim>, change: &Change) -> Result<()> {
         let (volume, change) = (Arc::clone(self), change.clone());
         self.run(async move {
-            volume.apply(&range, &change).await?;
+            if fault!(PresentAtSubmission) {
+                claims.drain(..).for_each(Claim::present);
+            }
+            let applied = volume.apply(&range, &change).await;
+            if !fault!(ErrorBecomesSuccess) {
+                applied?;
+            }
             claims.into_iter().for_each(Claim::present);
             Ok(())
         })
@@ -167,6 +176,7 @@ impl Volume {
         loop {
             match self.stripes.get(stripe) {
                 State::Present | State::Published => return self.apply(&range, change).await,
+                State::Filling if fault!(WriteDuringFetch) => return self.apply(&range, change).await,
                 State::Filling => self.stripes.wait_while_filling(stripe).await,
                 State::Missing => match self.plan_part(range.clone(), Some(stripe), change) {
                     Part::Owned(range, claims) => return self.change_owned(range, claims, change).await,

@@ -138,6 +138,10 @@ impl Volume {
             Ok(()) => claim.present(),
             Err(error) => {
                 self.note_fetch_error(error);
+                if fault!(FailedFetchKeepsClaim) {
+                    std::mem::forget(claim);
+                    return;
+                }
                 drop(claim);
             }
         }
@@ -184,6 +188,9 @@ impl Volume {
             return Ok(data);
         }
         let mut padded = IoBuf::zeroed(len);
+        if fault!(StaleTail) {
+            padded.fill(0xa5);
+        }
         padded[..data.len()].copy_from_slice(&data);
         Ok(IoData::new(padded))
     }

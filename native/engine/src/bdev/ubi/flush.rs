@@ -111,7 +111,10 @@ impl Volume {
             if let Some(error) = &state.failure {
                 return Err(error.clone());
             }
-            self.ask_for_round(&mut state)
+            match &state.current {
+                Some((round, _)) if fault!(FlushJoinsRound) => Arc::clone(round),
+                _ => self.ask_for_round(&mut state),
+            }
         };
         round.wait().await
     }
@@ -163,6 +166,9 @@ impl Volume {
             state.current = None;
             match &result {
                 Ok(()) => frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe)),
+                Err(_) if fault!(FailedRoundPublishes) => {
+                    frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe));
+                }
                 Err(_) => self.thaw(&mut state, &frozen),
             }
         }
@@ -195,7 +201,9 @@ impl Volume {
 
     async fn carry_out(&self, frozen: &[StripeIndex]) -> Result<()> {
         self.rounds.check()?;
-        self.flush_base().await?;
+        if !fault!(NoFirstSync) || frozen.is_empty() {
+            self.flush_base().await?;
+        }
         if frozen.is_empty() {
             return Ok(());
         }
@@ -207,7 +215,12 @@ impl Volume {
             }
             Counters::add(&self.counters.metadata_bytes, data.len() as u64);
         }
-        self.flush_base().await?;
+        if !fault!(NoSecondSync) {
+            self.flush_base().await?;
+        }
+        if fault!(DurableForgotten) {
+            return Ok(());
+        }
         let mut durable = lock(&self.rounds.durable);
         for (offset, data) in &pages {
             durable[*offset as usize..*offset as usize + data.len()].copy_from_slice(data);
@@ -235,6 +248,10 @@ impl Volume {
             let (start, bytes) = &mut pages[page];
             bytes[at - *start] = 1;
         }
+        if fault!(PagesFromLiveStates) {
+            let is_ready = |&stripe: &StripeIndex| self.stripes.get(stripe).is_ready();
+            (0..self.geometry.stripes).filter(is_ready).for_each(|stripe| pages[0].1[layout::header_at(stripe)] = 1);
+        }
         pages.into_iter().map(|(start, bytes)| (start as u64, IoData::new(bytes))).collect()
     }
 
@@ -243,6 +260,9 @@ impl Volume {
     async fn flush_base(&self) -> Result<()> {
         Counters::add(&self.counters.syncs, 1);
         let Err(error) = self.base.flush().await else { return Ok(()) };
+        if fault!(FailedSyncRetried) {
+            return Err(error);
+        }
         let message = format!(
             "{}: a flush of the base failed ({error}); writes and flushes fail from now on, since what was written \
              before may be lost",

@@ -37,14 +37,18 @@ pub async fn load_or_format(base: &dyn Bdev, geometry: &Geometry) -> Result<Vec<
 /// Make a new volume: nothing that an earlier user of the base left may show (INV-2), and the magic comes last, so
 /// that a format that was cut short is done again.
 async fn format(base: &dyn Bdev, geometry: &Geometry) -> Result<Vec<u8>> {
-    zero_past_image(base, geometry).await?;
+    if !fault!(TailNotZeroed) {
+        zero_past_image(base, geometry).await?;
+    }
     let mut area = vec![0; layout::used_bytes(geometry)];
     for start in (0..area.len()).step_by(READ_PIECE) {
         let piece = (area.len() - start).min(READ_PIECE);
         // Written, not punched: a header never fails for want of space.
         base.write(start as u64, IoData::new(IoBuf::zeroed(piece)), false).await?;
     }
-    base.flush().await?;
+    if !fault!(MagicTooEarly) {
+        base.flush().await?;
+    }
     layout::put_identity(&mut area, geometry.stripe_size_kb);
     let sector = IoBuf::from_slice(&area[..geometry.block_bytes as usize]);
     base.write(0, IoData::new(sector), false).await?;

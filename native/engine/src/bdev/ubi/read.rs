@@ -84,6 +84,7 @@ impl Volume {
         let range = range.start..end;
         let part = match self.stripes.get(stripe) {
             State::Present | State::Published => Part::Base(range),
+            State::Filling if fault!(ReadWhileFilling) => Part::Base(range),
             State::Missing if !self.copies_on_read() => Part::Image(range),
             State::Missing | State::Filling => Part::Stripe(range, stripe),
         };

@@ -111,6 +111,7 @@ impl StripeMap {
     pub fn claim(&self, stripe: StripeIndex) -> bool {
         let (missing, filling) = (State::Missing as u8, State::Filling as u8);
         let state = &self.states[stripe as usize];
+        let missing = if fault!(FetchOverWrite) { state.load(Ordering::Acquire) } else { missing };
         let claimed = state.compare_exchange(missing, filling, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if claimed {
             self.filling.fetch_add(1, Ordering::Relaxed);

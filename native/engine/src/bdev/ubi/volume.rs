@@ -140,7 +140,9 @@ impl Claim {
     pub fn present(mut self) {
         self.filled = true;
         self.volume.add_unpublished(self.stripe);
-        self.volume.stripes.wake(self.stripe);
+        if !fault!(LostWakeUp) {
+            self.volume.stripes.wake(self.stripe);
+        }
     }
 }
 

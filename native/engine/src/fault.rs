@@ -1,0 +1,78 @@
+//! One-line faults for the tests that show that faults are found; never part of a build without `broken-variants`.
+//!
+//! `fault!(Name)` is the constant `false` in every other build. With the feature it says whether the fault of that
+//! name is switched on for this thread.
+
+#[cfg(not(feature = "broken-variants"))]
+macro_rules! fault {
+    ($name:ident) => {
+        false
+    };
+}
+
+#[cfg(feature = "broken-variants")]
+macro_rules! fault {
+    ($name:ident) => {
+        $crate::fault::is_on($crate::fault::Fault::$name)
+    };
+}
+
+#[cfg(feature = "broken-variants")]
+mod switch {
+    use std::cell::Cell;
+
+    macro_rules! faults {
+        ($($name:ident: $text:literal,)*) => {
+            /// What can be broken.
+            #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+            pub enum Fault { $($name,)* }
+
+            impl Fault {
+                /// Every fault, with what it does.
+                pub const ALL: &[(Fault, &str)] = &[$((Fault::$name, $text),)*];
+            }
+        };
+    }
+
+    faults! {
+        PresentAtSubmission: "a stripe is Present when its write is submitted",
+        PagesFromLiveStates: "header pages are built from live states",
+        NoFirstSync: "a round does not flush the data before the headers",
+        NoSecondSync: "a round does not flush the headers",
+        DurableForgotten: "a round forgets the headers of earlier rounds",
+        FailedRoundPublishes: "a round that failed publishes its stripes",
+        AnsweredBeforeRound: "a write is acknowledged before its header is durable",
+        FlushJoinsRound: "a FLUSH is answered by a round that had begun before it",
+        FuaIgnored: "FUA is ignored",
+        FailedSyncRetried: "after a failed flush of the base another one is believed",
+        CloseWithoutRound: "a clean close publishes and flushes nothing",
+        StaleTail: "the rest of the image's last sector is not zeroed",
+        TailNotZeroed: "a format leaves old bytes past the image end",
+        MagicTooEarly: "a format does not flush before it writes the magic",
+        WriteDuringFetch: "a write does not wait for the fetch of its stripe",
+        FetchOverWrite: "a stripe that is ready can be claimed and fetched again",
+        WriteWithoutFetch: "a write inside a stripe makes it Present without a fetch",
+        DiscardLeavesOld: "a discard is passed to a base that does not promise zeros",
+        ReadWhileFilling: "a stripe that is being filled is read from the base",
+        LostWakeUp: "who waits for a stripe is not woken",
+        FailedFetchKeepsClaim: "a failed fetch never gives its stripe back",
+        ErrorBecomesSuccess: "a failed write of the base fills its stripe all the same",
+    }
+
+    thread_local! {
+        static ON: Cell<Option<Fault>> = const { Cell::new(None) };
+    }
+
+    /// Break one thing on this thread, or nothing.
+    pub fn switch(fault: Option<Fault>) {
+        ON.set(fault);
+    }
+
+    /// Whether this fault is switched on for this thread.
+    pub fn is_on(fault: Fault) -> bool {
+        ON.get() == Some(fault)
+    }
+}
+
+#[cfg(feature = "broken-variants")]
+pub use switch::{Fault, is_on, switch};
