@@ -90,6 +90,10 @@ rust() {
         fi
         skipped=$(grep -cE "test result: .* [1-9][0-9]* ignored" "$logs/rust-tests.log")
     fi
+    # Optimised, for millions of states: the engine as it ships, then one with faults that can be switched on.
+    set -- --manifest-path native/Cargo.toml --locked --release -p ubi-engine
+    check "crash simulation" "^simulation: [0-9]{7,} " cargo test "$@" --test crash_simulation -- --nocapture
+    check "broken variants" "test result" cargo test "$@" --features broken-variants --test broken_variants -- --nocapture
     if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ] && with_engine io_uring; then
         printf '%-18s %-6s        some were ignored, and CI allows none\n' "rust tests" FAILED >>"$summary"
         failed=1
