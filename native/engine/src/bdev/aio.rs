@@ -61,6 +61,8 @@ pub struct AioBdev {
     file: Arc<StorageFile>,
     /// Memory-backed: every access is a copy and can be made inline.
     in_memory: bool,
+    /// Through the cache of this very machine: an attempt in place returns soon, whatever the storage does.
+    inline: bool,
     memory_align: usize,
     stat: IoStat,
     /// Milliseconds since `opened` until which writes do not go inline.
@@ -96,8 +98,10 @@ impl AioBdev {
         if info.buffered {
             file.advise_random();
         }
+        let inline = info.buffered && !file.is_remote();
         Ok(Self {
             info,
+            inline,
             file: Arc::new(file),
             in_memory,
             memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
@@ -117,7 +121,7 @@ impl AioBdev {
     }
 
     fn may_write_inline(&self, len: usize) -> bool {
-        if !self.info.buffered || len > INLINE_WRITE_MAX {
+        if !self.inline || len > INLINE_WRITE_MAX {
             return false;
         }
         match self.inline_rest_until.load(Ordering::Relaxed) {
@@ -188,7 +192,7 @@ impl Bdev for AioBdev {
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
-        if !self.info.buffered {
+        if !self.inline {
             return None;
         }
         let answer = if self.in_memory { self.file.pread(buf, offset) } else { self.file.pread_nowait(buf, offset) };
@@ -218,7 +222,7 @@ impl Bdev for AioBdev {
     }
 
     fn lend(&self, offset: u64, len: usize) -> Option<Lent> {
-        if !self.info.buffered || len < LEND_MIN || !(self.in_memory || self.file.is_cached(offset, len as u64)) {
+        if !self.inline || len < LEND_MIN || !(self.in_memory || self.file.is_cached(offset, len as u64)) {
             return None;
         }
         self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &Ok(()));

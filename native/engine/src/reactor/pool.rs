@@ -15,8 +15,9 @@ use super::ops::{Completion, Driver, Op, Slot, run_blocking};
 use crate::error::{Error, Result};
 use crate::sys::epoll::{Epoll, Interest};
 
-/// Threads that run storage operations for every reactor; started as they are needed.
-const MAX_WORKERS: usize = 32;
+/// Threads that run storage operations for every reactor; started as they are needed. A volume whose image hangs
+/// keeps up to 16 of them, so there are enough for several such volumes beside the healthy ones (INV-9).
+const MAX_WORKERS: usize = 256;
 
 struct Work {
     op: Op,
