@@ -8,6 +8,7 @@
 //! - [`sys`]: the only code with `unsafe`: system calls, aligned memory, io_uring
 //! - [`engine`]: all of it as the control plane holds it
 //! - [`error`]: the error kinds, the same list as in Python
+//! - [`fault`]: what tests can break, never in a build that is used
 
 #![deny(unsafe_code)]
 

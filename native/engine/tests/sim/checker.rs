@@ -17,6 +17,8 @@ use super::tags::{Tag, hash, mix};
 
 /// One survivor in this many is shown to bdev_ubi as well.
 const BDEV_UBI_ONE_IN: u64 = 16;
+/// States that are remembered, about 18 bytes each; a longer run begins to look at some again.
+const SEEN_MAX: usize = 14_000_000;
 
 /// See the module.
 pub struct Checker {
@@ -59,6 +61,9 @@ impl Checker {
         let mut random = Random::new(expectation ^ uncertain.items.len() as u64);
         uncertain.survivors(depth, setting.tear, &mut random, |disk, is_torn| {
             self.cuts += 1;
+            if self.seen.len() >= SEEN_MAX {
+                self.seen.clear();
+            }
             if !self.seen.insert(mix(hash(disk) ^ expectation)) {
                 return Ok(());
             }

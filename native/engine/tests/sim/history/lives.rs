@@ -1,0 +1,172 @@
+//! The ends of processes and of power, what comes after them, and what a cut at any moment would leave.
+
+use std::sync::Arc;
+
+use ubi_engine::reactor::exec::Executor;
+
+use super::{Endings, History, Progress};
+use crate::sim::base::{Kind, Op, SimBase};
+use crate::sim::bdev_ubi::BdevUbi;
+use crate::sim::coverage::{Subject, Subjects};
+use crate::sim::image::SimImage;
+use crate::sim::oracle::Cut;
+use crate::sim::script::Request;
+use crate::sim::setting::STRIPE;
+use crate::sim::tags::{Tag, hash};
+
+impl History<'_> {
+    // Lives.
+
+    /// The process is gone: its tasks, its volume, its executor.
+    pub(super) fn end_process(&mut self) {
+        let _entered = self.exec.enter();
+        self.volume = None;
+        self.exec.drop_tasks();
+        self.endings.borrow_mut().clear();
+    }
+
+    pub(super) fn begin_process(&mut self) {
+        let now = self.exec.now();
+        self.exec = Executor::new(|| {});
+        self.exec.set_now(now);
+        self.endings = Endings::default();
+        self.sync_failed_before |= self.sync_failed;
+        self.image = SimImage::new(&self.case.setting, Some(Arc::clone(&self.base)));
+        if self.image_changed {
+            self.image.change();
+        }
+        self.start_open();
+    }
+
+    /// The process dies or power is lost; one of the survivors is what goes on.
+    pub(super) fn die(&mut self) -> Result<(), String> {
+        let setting = &self.case.setting;
+        let cut = *self.random.pick(&[Cut::ProcessDeath, Cut::PowerLoss]);
+        let uncertain = match cut {
+            Cut::ProcessDeath => self.base.at_process_death(),
+            Cut::PowerLoss => self.base.at_power_loss(),
+        };
+        let disk = uncertain.survivor(setting.tear, &mut self.random);
+        let found = self.checker.examine(setting, cut, &disk, &self.oracle)?;
+        self.note(|| format!("{cut:?}"), [10, cut as u64, hash(&disk)]);
+        self.end_process();
+        for progress in &mut self.progress {
+            if matches!(progress, Progress::Running { .. }) {
+                *progress = Progress::Ended;
+            }
+        }
+        self.reopening = None;
+        self.opens = 0;
+        match cut {
+            Cut::ProcessDeath => {
+                self.past.add(Subject::SecondLife);
+                self.oracle.survive_process_death(&found);
+                self.base = self.base.after_process_death(&disk);
+            }
+            Cut::PowerLoss => {
+                self.past.add(Subject::AfterPower);
+                self.oracle.survive_power_loss(&found);
+                self.base = SimBase::new(setting, disk);
+                self.sync_failed = false;
+                self.sync_failed_before = false;
+            }
+        }
+        self.begin_process();
+        Ok(())
+    }
+
+    /// Between a clean close and the next open bdev_ubi writes a stripe and reads another.
+    pub(super) fn live_under_bdev_ubi(&mut self, index: usize) -> Result<(), String> {
+        let setting = &self.case.setting;
+        let mut disk = self.base.content();
+        let mut volume = BdevUbi::open(setting, &mut disk)?;
+        let block = setting.block();
+        let at = self.random.below((STRIPE / block) as u64) as usize * block;
+        let request = self.case.script.len() + index;
+        self.note(|| format!("bdev_ubi writes {block} sectors at {at}"), [11, at as u64, 0]);
+        for sector in self.oracle.lucky(setting.tail()) {
+            self.oracle.submit(request, sector..sector + 1, |_| Tag::ZERO);
+            self.oracle.end(request, sector..sector + 1, false, false);
+        }
+        self.oracle.submit(request, at..at + block, |sector| Tag::written(request, sector));
+        volume.write(at..at + block, |sector| Tag::written(request, sector));
+        self.oracle.submit_read(request, 0..setting.volume);
+        let found = volume.read(0..if self.random.one_in(2) { setting.volume } else { STRIPE });
+        self.oracle
+            .end_read(request, Some(&found))
+            .map_err(|wrong| format!("bdev_ubi after a clean close: {wrong}"))?;
+        volume.close();
+        self.oracle.end(request, at..at + block, true, true);
+        self.base.replace(disk);
+        let start = self.oracle.tick();
+        self.oracle.flushed(start);
+        self.past.add(Subject::BdevUbiLife);
+        Ok(())
+    }
+
+    // Cuts.
+
+    /// Look at what a cut at this moment may leave, unless nothing has changed since the last one.
+    pub(super) fn cut(&mut self) -> Result<(), String> {
+        let moment = (self.base.version(), self.oracle.tick_count());
+        if moment == self.last_cut {
+            return Ok(());
+        }
+        self.last_cut = moment;
+        let subjects = self.subjects();
+        let (setting, depth) = (&self.case.setting, self.case.depth);
+        let death = self.base.at_process_death();
+        let with = subjects.with(Subject::ProcessDeath);
+        self.checker.look(setting, (Cut::ProcessDeath, &death), &self.oracle, depth, with)?;
+        let loss = self.base.at_power_loss();
+        let with = subjects.with(Subject::PowerLoss);
+        self.checker.look(setting, (Cut::PowerLoss, &loss), &self.oracle, depth, with)
+    }
+
+    /// What is going on just now.
+    fn subjects(&self) -> Subjects {
+        let mut subjects = self.past;
+        subjects.add_if(Subject::Format, self.is_opening && !self.is_formatted);
+        subjects.add_if(Subject::Reopen, self.is_opening && self.is_formatted);
+        subjects.add_if(Subject::CleanClose, self.reopening.is_some() && !self.is_opening);
+        subjects.add_if(Subject::InlineWrite, self.base.inline_writes() > 0);
+        for (step, progress) in self.case.script.iter().zip(&self.progress) {
+            if matches!(progress, Progress::Running { .. }) {
+                self.add_request(&step.request, &mut subjects);
+            }
+        }
+        if !self.is_opening {
+            let unsynced_headers = self.base.has_unsynced_headers();
+            self.base.with_ops(|ops| {
+                let headers = ops.iter().any(Op::is_metadata);
+                let sync = ops.iter().any(|op| op.kind == Kind::Flush);
+                subjects.add_if(Subject::Fetch, ops.iter().any(|op| op.kind == Kind::ImageRead));
+                subjects.add_if(Subject::Copy, ops.iter().any(Op::is_copy));
+                subjects.add_if(Subject::RoundHeaders, headers);
+                subjects.add_if(Subject::RoundFirstSync, sync && !unsynced_headers);
+                subjects.add_if(Subject::RoundSecondSync, sync && unsynced_headers);
+            });
+        }
+        subjects
+    }
+
+    fn add_request(&self, request: &Request, subjects: &mut Subjects) {
+        subjects.add_if(Subject::Fua, request.is_fua());
+        match request {
+            Request::Read(_) => subjects.add(Subject::Read),
+            Request::Write { range, .. } => {
+                let setting = &self.case.setting;
+                let image_end = setting.image_end();
+                subjects.add_if(Subject::TailWrite, range.end > image_end);
+                let covers = |start: usize, end: usize| range.start <= start && end <= range.end;
+                let is_whole = covers(0, STRIPE) || covers(STRIPE, image_end);
+                subjects.add(if is_whole { Subject::WholeWrite } else { Subject::PartialWrite });
+            }
+            Request::Zero { .. } => subjects.add(Subject::Zero),
+            Request::Discard { .. } => subjects.add(Subject::Discard),
+            Request::Flush => subjects.add(Subject::Flush),
+            Request::Prefetch(_) => subjects.add(Subject::Prefetch),
+            Request::Reopen { .. } => {}
+        }
+    }
+}
