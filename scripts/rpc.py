@@ -18,8 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 DEFAULT_ADDRESS = "/var/tmp/spdk.sock"  # noqa: S108
 DEFAULT_PORT = 5260
@@ -78,8 +77,7 @@ def show_json(answer: Any) -> None:
 # The commands.
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(NamedTuple):  # a dataclass would take a fifth of the program's time to import
     """An argument of a command: its flags (or its one name) and what argparse takes."""
 
     flags: tuple[str, ...]
@@ -124,8 +122,7 @@ def if_given(*flags: str, const: Any, **options: Any) -> Argument:
     return Argument(flags, {"action": "store_const", "const": const, **options})
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A method as a command: its arguments are its parameters, in the order of `order` on the wire."""
 
     name: str
@@ -134,7 +131,7 @@ class Command:
     arguments: tuple[Argument, ...] = ()
     one_of: tuple[Argument, ...] = ()  # exactly one of these is given
     order: str = ""  # parameters as SPDK's client orders them, where that is not the arguments' order
-    prepare: Callable[[Params], None] = field(default=lambda _params: None)
+    prepare: Callable[[Params], None] = lambda _params: None  # changes the parameters before they are sent
     run: Callable[[argparse.Namespace], None] | None = None  # for a command that is more than one call
 
 
@@ -1014,8 +1011,16 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def create_parser() -> tuple[Parser, Any]:
-    """Make the parser, and the subparsers that plugins add to."""
+def needed_commands(arguments: list[str]) -> Iterable[Command]:
+    """Return the commands that a command line may mean: making a parser for each takes longer than the call."""
+    named = [command for command in COMMANDS if command.name in arguments]
+    if not named or arguments[0] in {"-h", "--help"} or "--server" in arguments:
+        return COMMANDS
+    return named
+
+
+def create_parser(commands: Iterable[Command]) -> tuple[Parser, Any]:
+    """Make the parser of these commands, and the subparsers that plugins add to."""
     parser = Parser(description="JSON-RPC command line interface", usage="%(prog)s [options]")
     add = parser.add_argument
     add("-s", dest="server_addr", default=DEFAULT_ADDRESS, help="RPC domain socket path or IP address")
@@ -1039,7 +1044,7 @@ def create_parser() -> tuple[Parser, Any]:
     )
     add("--plugin", dest="rpc_plugin", help="Module name of plugin with additional RPC commands")
     subparsers = parser.add_subparsers(help="RPC methods", dest="called_rpc_name", metavar="", parser_class=Parser)
-    for command in COMMANDS:
+    for command in commands:
         add_command(subparsers, command)
     return parser, subparsers
 
@@ -1143,7 +1148,7 @@ def report(error: Exception) -> None:
 
 def run(arguments: list[str]) -> int:
     """Do what the command line says and return the exit code."""
-    parser, subparsers = create_parser()
+    parser, subparsers = create_parser(needed_commands(arguments))
     plugins: list[str] = []
     load_plugin(arguments, subparsers, plugins)
     args = parser.parse_args(arguments)

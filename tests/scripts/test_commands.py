@@ -226,3 +226,8 @@ async def test_the_plugin_gives_spdks_rpc_py_our_commands(domain: Domain, server
     assert '"code": -19' in refused.out
     dry = await run(SPDK_RPC, "--dry-run", "--plugin", "ubi_rpc_plugin", "bdev_ubi_delete", "u", env=env)
     assert json.loads(dry.out.partition("\n")[2])["params"] == {"name": "u"}
+
+
+@pytest.mark.parametrize("arguments", [["-h", "bdev_get_bdevs"], ["--help"]])
+async def test_help_has_every_command_whatever_follows(arguments: list[str]) -> None:
+    assert (await run(RPC_PY, *arguments)).out == (await run(RPC_PY, "-h")).out
