@@ -183,8 +183,9 @@ fn wrong_requests_get_their_error_and_the_connection_lives() {
         assert_eq!(client.call(WRITE, 0, SIZE - 512, 1024, &[1; 1024]), ENOSPC);
         assert_eq!(client.call(WRITE_ZEROES, 0, SIZE, 512, &[]), ENOSPC);
         assert_eq!(client.call(TRIM, 0, SIZE, 512, &[]), EINVAL);
-        assert_eq!(client.call(READ, 0, 1, 512, &[]), EINVAL, "unaligned");
-        assert_eq!(client.call(WRITE, 0, 100, 512, &[1; 512]), EINVAL, "unaligned");
+        assert_eq!(client.call(READ, 0, SIZE - 1, 2, &[]), EINVAL, "unaligned");
+        assert_eq!(client.call(WRITE, 0, SIZE - 100, 512, &[1; 512]), ENOSPC, "unaligned");
+        assert_eq!(client.call(WRITE, 0, u64::MAX - 100, 512, &[1; 512]), ENOSPC, "unaligned");
         assert_eq!(client.call(WRITE, 1 << 9, 0, 512, &[1; 512]), EINVAL, "unknown flag");
         assert_eq!(client.call(WRITE_ZEROES, 1 << 4, 0, 512, &[]), EINVAL, "FAST_ZERO was not offered");
         assert_eq!(client.call(99, 0, 0, 512, &[]), EINVAL, "unknown command");

@@ -20,6 +20,7 @@ use super::output::{Flushed, Output};
 use super::proto::{self, Command, Request};
 use super::receive::Receive;
 use super::status;
+use super::unaligned::{Unaligned, blocks_around};
 use crate::bdev::{Bdev, ZeroFlags, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{exec, io as socket_io};
@@ -282,7 +283,8 @@ impl Connection {
         if command == Command::BlockStatus {
             return self.check_block_status(request);
         }
-        check_range(self.bdev.info(), request.offset, u64::from(request.length)).map_err(|error| {
+        let (offset, len) = self.range_to_check(request);
+        check_range(self.bdev.info(), offset, len).map_err(|error| {
             // NBD: past the end is ENOSPC for what writes, EINVAL for the rest.
             if command.modifies() && command != Command::Trim {
                 error
@@ -290,6 +292,25 @@ impl Connection {
                 Error::new(ErrorKind::InvalidParams, error.message())
             }
         })
+    }
+
+    /// Who asked for the block sizes keeps to them; for others the blocks around their range count.
+    fn range_to_check(&self, request: &Request) -> (u64, u64) {
+        let (block, len) = (u64::from(self.bdev.info().block_size), u64::from(request.length));
+        if self.session.agreed().block_sizes {
+            return (request.offset, len);
+        }
+        // Beyond 64 bits is past the end: the last block that there could be stands for it.
+        let around = blocks_around(block, request.offset, len).unwrap_or(!(block - 1)..!(block - 1));
+        (around.start, around.end - around.start)
+    }
+
+    /// Whether a checked request has to be carried out in the blocks around it.
+    fn is_unaligned(&self, request: &Request) -> bool {
+        let mask = u64::from(self.bdev.info().block_size) - 1;
+        let moves =
+            !matches!(request.command, Some(Command::Flush | Command::Disconnect | Command::BlockStatus) | None);
+        (request.offset | u64::from(request.length)) & mask != 0 && request.length != 0 && moves
     }
 
     fn check_block_status(&self, request: &Request) -> Result<()> {
@@ -310,6 +331,11 @@ impl Connection {
     /// Carry out a checked request whose payload is there, or start it.
     fn execute(self: &Rc<Self>, request: &Request, payload: &[u8]) -> std::result::Result<(), Cut> {
         let Some(command) = request.command else { return Err(Cut::End) };
+        if self.is_unaligned(request) {
+            let permit = self.permit(self.unaligned_memory(request))?;
+            self.start_unaligned(*request, IoBuf::from_slice(payload), permit);
+            return Ok(());
+        }
         match command {
             Command::Disconnect => Err(Cut::End),
             Command::Read => self.execute_read(request),
@@ -319,7 +345,8 @@ impl Connection {
                     return Ok(());
                 }
                 let fua = request.has_fua();
-                if !fua && let Some(result) = self.bdev.try_write(request.offset, payload) {
+                let in_place = !fua && !self.export().locks.are_in_use();
+                if in_place && let Some(result) = self.bdev.try_write(request.offset, payload) {
                     self.reply(request, &result);
                     return Ok(());
                 }
@@ -409,7 +436,49 @@ impl Connection {
         let connection = Rc::clone(self);
         exec::spawn(async move {
             let data = IoData::new(buf);
+            let range = request.offset..request.offset + u64::from(request.length);
+            let held = connection.export().locks.lock_if_in_use(range).await;
             let result = connection.bdev.write(request.offset, data, request.has_fua()).await;
+            drop(held);
+            connection.reply(&request, &result);
+            connection.finish(permit);
+        });
+    }
+
+    /// Memory of a request that is not in whole blocks: those around it, or, where it carries no data, its two ends.
+    fn unaligned_memory(&self, request: &Request) -> usize {
+        let block = self.bdev.info().block_size as usize;
+        let data = if matches!(request.command, Some(Command::Read | Command::Write)) { request.length } else { 0 };
+        data as usize + 2 * block
+    }
+
+    fn start_unaligned(self: &Rc<Self>, request: Request, payload: IoBuf, permit: Permit) {
+        if request.command.is_some_and(Command::modifies) {
+            self.export().locks.use_from_now_on();
+        }
+        let connection = Rc::clone(self);
+        exec::spawn(async move {
+            let unaligned = Unaligned { bdev: &*connection.bdev, locks: &connection.export().locks };
+            let (range, fua) = (request.offset..request.offset + u64::from(request.length), request.has_fua());
+            let result = match request.command {
+                Some(Command::Read) => match unaligned.read(range).await {
+                    Ok(buf) => {
+                        connection.reply_data(&request, buf);
+                        return connection.finish(permit);
+                    }
+                    Err(error) => Err(error),
+                },
+                Some(Command::Write) => unaligned.write(request.offset, &payload, fua).await,
+                Some(Command::WriteZeroes) => {
+                    let flags = ZeroFlags { no_hole: request.flags & proto::FLAG_NO_HOLE != 0, fua };
+                    unaligned.write_zeroes(range, flags).await
+                }
+                Some(Command::Trim) => unaligned.discard(range, fua).await,
+                Some(Command::Cache) => unaligned.prefetch(range).await,
+                Some(Command::Flush | Command::Disconnect | Command::BlockStatus) | None => {
+                    Err(Error::new(ErrorKind::Internal, "has no range in blocks"))
+                }
+            };
             connection.reply(&request, &result);
             connection.finish(permit);
         });
@@ -444,6 +513,11 @@ impl Connection {
 
     async fn other(&self, request: &Request, command: Command) -> Result<()> {
         let (offset, len, fua) = (request.offset, u64::from(request.length), request.has_fua());
+        let locks = &self.export().locks;
+        let _held = match command {
+            Command::Trim | Command::WriteZeroes if len != 0 => locks.lock_if_in_use(offset..offset + len).await,
+            _ => None,
+        };
         match command {
             Command::Flush => self.bdev.flush().await,
             _ if len == 0 => Ok(()),
@@ -620,7 +694,10 @@ impl Connection {
             }
         }
         socket_io::note_activity(self.session.id());
-        if !request.has_fua()
+        if self.is_unaligned(&request) {
+            self.start_unaligned(request, buf, permit);
+        } else if !request.has_fua()
+            && !self.export().locks.are_in_use()
             && let Some(result) = self.bdev.try_write(request.offset, &buf)
         {
             self.reply(&request, &result);

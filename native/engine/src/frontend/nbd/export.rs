@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::MAX_PAYLOAD;
 use super::handshake::{Agreed, ExportDescription};
 use super::proto;
+use super::unaligned::RangeLocks;
 use crate::bdev::Bdev;
 use crate::sys::socket::Socket;
 
@@ -35,6 +36,8 @@ pub struct Export {
     pub default: bool,
     max_connections: usize,
     description: String,
+    /// Taken by changes once a client has made one that is not in whole blocks.
+    pub(super) locks: RangeLocks,
     closing: AtomicBool,
     clients: Mutex<HashMap<u64, Arc<Socket>>>,
     all_gone: Condvar,
@@ -50,6 +53,7 @@ impl Export {
             default: options.default,
             max_connections: options.max_connections,
             description: options.description,
+            locks: RangeLocks::default(),
             closing: AtomicBool::new(false),
             clients: Mutex::new(HashMap::new()),
             all_gone: Condvar::new(),
