@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -169,6 +170,11 @@ impl Connection {
         self.session.agreed().structured_replies
     }
 
+    /// Headers have 64-bit lengths, and everything is answered by chunks.
+    fn extended(&self) -> bool {
+        self.session.agreed().extended_headers
+    }
+
     fn export(&self) -> &Export {
         self.session.export()
     }
@@ -189,7 +195,7 @@ impl Connection {
                     }
                 }
                 Cut::Skip(request, error) => {
-                    if !self.skip_payload(receive, u64::from(request.length)).await {
+                    if !self.skip_payload(receive, request.payload_len).await {
                         return;
                     }
                     self.reply_error(&request, &error);
@@ -211,20 +217,22 @@ impl Connection {
                 return Cut::Send;
             }
             let data = receive.data();
-            let Some(header) = data.first_chunk::<{ proto::REQUEST_BYTES }>() else { return Cut::NeedMore };
-            let Some(request) = Request::parse(header) else { return Cut::End };
-            let has_payload = request.command == Some(Command::Write);
-            let payload_len = if has_payload { request.length as usize } else { 0 };
-            let have = data.len() - proto::REQUEST_BYTES;
-            if let Err(error) = self.check(&request) {
-                if has_payload && request.length > MAX_PAYLOAD {
-                    return self.too_large(&request, &error);
-                }
+            let Some((parsed, header_len)) = self.parse_header(data) else { return Cut::NeedMore };
+            let Some(request) = parsed else { return Cut::End };
+            let have = data.len() - header_len;
+            let checked = self.check(&request);
+            if request.payload_len > u64::from(MAX_PAYLOAD) {
+                let error =
+                    checked.err().unwrap_or_else(|| Error::new(ErrorKind::InvalidParams, "too large a payload"));
+                return self.too_large(&request, &error);
+            }
+            let payload_len = request.payload_len as usize;
+            if let Err(error) = checked {
                 if have < payload_len {
-                    receive.consume(proto::REQUEST_BYTES);
+                    receive.consume(header_len);
                     return Cut::Skip(request, error);
                 }
-                receive.consume(proto::REQUEST_BYTES + payload_len);
+                receive.consume(header_len + payload_len);
                 self.reply_error(&request, &error);
                 continue;
             }
@@ -232,20 +240,31 @@ impl Connection {
                 if payload_len <= Receive::WHOLE_MAX {
                     return Cut::NeedMore;
                 }
-                receive.consume(proto::REQUEST_BYTES);
+                receive.consume(header_len);
                 return Cut::Payload(request, have);
             }
-            let payload = &data[proto::REQUEST_BYTES..proto::REQUEST_BYTES + payload_len];
+            let payload = &data[header_len..header_len + payload_len];
             match self.execute(&request, payload) {
-                Ok(()) => receive.consume(proto::REQUEST_BYTES + payload_len),
+                Ok(()) => receive.consume(header_len + payload_len),
                 Err(stop) => {
                     if matches!(stop, Cut::End) {
-                        receive.consume(proto::REQUEST_BYTES);
+                        receive.consume(header_len);
                     }
                     return stop;
                 }
             }
         }
+    }
+
+    /// The next request and the length of its header, None while that is not complete; Some(None) is no request.
+    #[inline]
+    fn parse_header(&self, data: &[u8]) -> Option<(Option<Request>, usize)> {
+        if self.extended() {
+            let header = data.first_chunk()?;
+            return Some((Request::parse_extended(header), proto::EXTENDED_REQUEST_BYTES));
+        }
+        let header = data.first_chunk()?;
+        Some((Request::parse(header), proto::REQUEST_BYTES))
     }
 
     /// A full batch, or, while the socket takes nothing, as much as may wait for it.
@@ -267,11 +286,11 @@ impl Connection {
         if command == Command::Disconnect {
             return Ok(()); // has no reply that could say what is wrong with it
         }
-        if request.flags & !command.allowed_flags(self.structured()) != 0 {
+        if request.flags & !command.allowed_flags(self.structured(), self.extended()) != 0 {
             return invalid("a flag that this command does not have here");
         }
         let carries_data = command.has_payload() || command == Command::Read;
-        if carries_data && request.length > MAX_PAYLOAD {
+        if carries_data && request.length > u64::from(MAX_PAYLOAD) {
             return invalid("a request may carry at most 64 MiB");
         }
         if command.modifies() && self.export().readonly {
@@ -296,7 +315,7 @@ impl Connection {
 
     /// Who asked for the block sizes keeps to them; for others the blocks around their range count.
     fn range_to_check(&self, request: &Request) -> (u64, u64) {
-        let (block, len) = (u64::from(self.bdev.info().block_size), u64::from(request.length));
+        let (block, len) = (u64::from(self.bdev.info().block_size), request.length);
         if self.session.agreed().block_sizes {
             return (request.offset, len);
         }
@@ -310,7 +329,7 @@ impl Connection {
         let mask = u64::from(self.bdev.info().block_size) - 1;
         let moves =
             !matches!(request.command, Some(Command::Flush | Command::Disconnect | Command::BlockStatus) | None);
-        (request.offset | u64::from(request.length)) & mask != 0 && request.length != 0 && moves
+        (request.offset | request.length) & mask != 0 && request.length != 0 && moves
     }
 
     fn check_block_status(&self, request: &Request) -> Result<()> {
@@ -318,14 +337,24 @@ impl Connection {
         if self.session.agreed().contexts.is_empty() {
             return invalid("no metadata context was agreed on");
         }
-        if request.length == 0 {
-            return invalid("a block status of no bytes has no extent");
+        if request.payload_len == 0 {
+            return self.check_status_range(request, request.length).map(drop);
         }
-        let end = request.offset.checked_add(u64::from(request.length));
-        if end.is_none_or(|end| end > self.bdev.info().size_bytes()) {
-            return invalid("the range leaves the export");
+        // The payload is looked at when it is there; more contexts than there are cannot be meant.
+        if request.payload_len > status::FILTER_MAX {
+            return invalid("the payload names more contexts than there are");
         }
         Ok(())
+    }
+
+    fn check_status_range(&self, request: &Request, length: u64) -> Result<Range<u64>> {
+        let size = self.bdev.info().size_bytes();
+        let end = request.offset.checked_add(length).filter(|&end| end <= size);
+        match end {
+            Some(end) if length > 0 => Ok(request.offset..end),
+            Some(_) => Err(Error::new(ErrorKind::InvalidParams, "a block status of no bytes has no extent")),
+            None => Err(Error::new(ErrorKind::InvalidParams, "the range leaves the export")),
+        }
     }
 
     /// Carry out a checked request whose payload is there, or start it.
@@ -356,7 +385,7 @@ impl Connection {
             }
             Command::BlockStatus => {
                 let permit = self.permit(status::MEMORY_MAX)?;
-                self.start_block_status(*request, permit);
+                self.start_block_status(*request, payload, permit);
                 Ok(())
             }
             Command::Flush | Command::Trim | Command::WriteZeroes | Command::Cache => {
@@ -414,7 +443,8 @@ impl Connection {
 
     fn read_header(&self, out: &mut Vec<u8>, request: &Request) {
         if self.structured() {
-            proto::offset_data(out, request.cookie, request.offset, request.length);
+            // A read has at most MAX_PAYLOAD bytes.
+            proto::offset_data(out, request.reply_to(self.extended()), request.offset, request.length as u32);
         } else {
             proto::simple_reply(out, request.cookie, 0);
         }
@@ -436,7 +466,7 @@ impl Connection {
         let connection = Rc::clone(self);
         exec::spawn(async move {
             let data = IoData::new(buf);
-            let range = request.offset..request.offset + u64::from(request.length);
+            let range = request.offset..request.offset + request.length;
             let held = connection.export().locks.lock_if_in_use(range).await;
             let result = connection.bdev.write(request.offset, data, request.has_fua()).await;
             drop(held);
@@ -459,7 +489,7 @@ impl Connection {
         let connection = Rc::clone(self);
         exec::spawn(async move {
             let unaligned = Unaligned { bdev: &*connection.bdev, locks: &connection.export().locks };
-            let (range, fua) = (request.offset..request.offset + u64::from(request.length), request.has_fua());
+            let (range, fua) = (request.offset..request.offset + request.length, request.has_fua());
             let result = match request.command {
                 Some(Command::Read) => match unaligned.read(range).await {
                     Ok(buf) => {
@@ -484,16 +514,28 @@ impl Connection {
         });
     }
 
-    fn start_block_status(self: &Rc<Self>, request: Request, permit: Permit) {
+    fn start_block_status(self: &Rc<Self>, request: Request, payload: &[u8], permit: Permit) {
+        let agreed = self.session.agreed().contexts;
+        let wanted = match request.payload_len {
+            0 => Some((request.length, agreed)),
+            _ => status::parse_filter(payload, agreed),
+        };
+        let checked = match wanted {
+            Some((length, contexts)) => self.check_status_range(&request, length).map(|range| (range, contexts)),
+            None => Err(Error::new(ErrorKind::InvalidParams, "the payload names no contexts that were agreed on")),
+        };
+        let (range, contexts) = match checked {
+            Ok(checked) => checked,
+            Err(error) => return self.reply_error(&request, &error),
+        };
         let connection = Rc::clone(self);
         exec::spawn(async move {
-            let range = request.offset..request.offset + u64::from(request.length);
             let only_one = request.flags & proto::FLAG_REQ_ONE != 0;
             match status::query(&*connection.bdev, range, only_one).await {
                 Ok(extents) => {
                     let mut output = connection.output.borrow_mut();
-                    let contexts = connection.session.agreed().contexts;
-                    status::reply(output.batch(), request.cookie, contexts, &extents, only_one);
+                    let to = request.reply_to(connection.extended());
+                    status::reply(output.batch(), to, contexts, &extents, only_one);
                     output.end_reply();
                 }
                 Err(error) => connection.reply_error(&request, &error),
@@ -512,7 +554,7 @@ impl Connection {
     }
 
     async fn other(&self, request: &Request, command: Command) -> Result<()> {
-        let (offset, len, fua) = (request.offset, u64::from(request.length), request.has_fua());
+        let (offset, len, fua) = (request.offset, request.length, request.has_fua());
         let locks = &self.export().locks;
         let _held = match command {
             Command::Trim | Command::WriteZeroes if len != 0 => locks.lock_if_in_use(offset..offset + len).await,
@@ -542,8 +584,8 @@ impl Connection {
 
     fn reply_ok(&self, request: &Request) {
         let mut output = self.output.borrow_mut();
-        if self.structured() && request.command == Some(Command::Read) {
-            proto::none_chunk(output.batch(), request.cookie);
+        if self.extended() || self.structured() && request.command == Some(Command::Read) {
+            proto::none_chunk(output.batch(), request.reply_to(self.extended()));
         } else {
             proto::simple_reply(output.batch(), request.cookie, 0);
         }
@@ -554,8 +596,8 @@ impl Connection {
         let errno = proto::wire_errno(error.errno());
         let mut output = self.output.borrow_mut();
         let structured = matches!(request.command, Some(Command::Read | Command::BlockStatus));
-        if self.structured() && structured {
-            proto::error_chunk(output.batch(), request.cookie, errno, error.message());
+        if self.extended() || self.structured() && structured {
+            proto::error_chunk(output.batch(), request.reply_to(self.extended()), errno, error.message());
         } else {
             proto::simple_reply(output.batch(), request.cookie, errno);
         }

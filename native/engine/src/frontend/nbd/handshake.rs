@@ -4,7 +4,7 @@
 //! export is touched before a client has named it in full, so a half-open connection costs a few KiB and no more.
 //! Everything a client can make this do is bounded: bytes kept, bytes sent, options taken. The time is the caller's.
 //!
-//! Not here: TLS and extended headers; their options are answered as unsupported.
+//! Not here: TLS; its option is answered as unsupported.
 //!
 //! Source: NBD proto.md, "Fixed newstyle negotiation" and "Values".
 
@@ -77,6 +77,8 @@ pub struct Agreed {
     /// The export's own name.
     pub export: String,
     pub structured_replies: bool,
+    /// Requests and replies have lengths of 64 bits; implies structured replies.
+    pub extended_headers: bool,
     /// What BLOCK_STATUS tells; empty: the command is not to be used.
     pub contexts: Contexts,
     /// The client asked for the block sizes and has to keep to them.
@@ -102,6 +104,7 @@ pub struct Handshake {
     partial: Vec<u8>,
     no_zeroes: bool,
     structured_replies: bool,
+    extended_headers: bool,
     /// The contexts that were chosen, and the export that they were chosen for.
     contexts: Option<(String, Contexts)>,
     options: usize,
@@ -151,6 +154,7 @@ impl Handshake {
             partial: Vec::new(),
             no_zeroes: false,
             structured_replies: false,
+            extended_headers: false,
             contexts: None,
             options: 0,
             options_max: OPTIONS_MAX,
@@ -194,7 +198,8 @@ impl Handshake {
         // NBD: contexts that were chosen for another export are none.
         let chosen = self.contexts.take().filter(|(name, _)| *name == export);
         let contexts = chosen.map(|(_, contexts)| contexts).unwrap_or_default();
-        Agreed { export, structured_replies: self.structured_replies, contexts, block_sizes }
+        let (structured_replies, extended_headers) = (self.structured_replies, self.extended_headers);
+        Agreed { export, structured_replies, extended_headers, contexts, block_sizes }
     }
 
     /// Take what the state waits for out of the input; None, with everything taken, while it is not complete.
@@ -273,10 +278,20 @@ impl Handshake {
                 return Next::Close;
             }
             OptionKind::Info | OptionKind::Go => return self.info(option, data, directory, replies),
-            OptionKind::List | OptionKind::StructuredReply if option.data_len != 0 => {
+            OptionKind::List | OptionKind::StructuredReply | OptionKind::ExtendedHeaders if option.data_len != 0 => {
                 replies.refuse(Refusal::Invalid, "this option has no data");
             }
             OptionKind::List => self.list(directory, replies),
+            OptionKind::ExtendedHeaders if self.extended_headers => {
+                replies.refuse(Refusal::Invalid, "extended headers are agreed on already");
+            }
+            OptionKind::ExtendedHeaders => {
+                (self.structured_replies, self.extended_headers) = (true, true);
+                replies.ack();
+            }
+            OptionKind::StructuredReply if self.extended_headers => {
+                replies.refuse(Refusal::ExtHeaderRequired, "extended headers are agreed on and say more");
+            }
             OptionKind::StructuredReply if self.structured_replies => {
                 replies.refuse(Refusal::Invalid, "structured replies are agreed on already");
             }
@@ -291,8 +306,11 @@ impl Handshake {
         CONTINUE
     }
 
-    /// The one option that cannot be refused: what fails ends the connection.
+    /// The one option that cannot be refused: what fails ends the connection. Extended headers forbid it.
     fn export_name(&self, name: &[u8], directory: &dyn ExportDirectory, replies: &mut Replies<'_>) -> Next {
+        if self.extended_headers {
+            return Next::Close;
+        }
         let Some(export) = wire::parse_name(name).and_then(|name| directory.find(name)) else { return Next::Close };
         replies.export_name(&export, self.transmission_flags(&export), self.no_zeroes);
         Next::Transmission { export: export.name, block_sizes: false }
@@ -369,8 +387,16 @@ impl Handshake {
     }
 
     fn transmission_flags(&self, export: &ExportDescription) -> u16 {
-        let others = export.transmission_flags & !proto::TRANS_SEND_DF;
-        if self.structured_replies { others | proto::TRANS_SEND_DF } else { others }
+        let agreed = [
+            (self.structured_replies, proto::TRANS_SEND_DF),
+            (self.extended_headers, proto::TRANS_BLOCK_STATUS_PAYLOAD),
+        ];
+        agreed.iter().fold(
+            export.transmission_flags,
+            |flags, &(is_agreed, flag)| {
+                if is_agreed { flags | flag } else { flags & !flag }
+            },
+        )
     }
 }
 

@@ -7,14 +7,20 @@
 
 /// Bytes of a request's header (without extended headers).
 pub const REQUEST_BYTES: usize = 28;
+/// Bytes of a request's header with extended headers.
+pub const EXTENDED_REQUEST_BYTES: usize = 32;
 /// Bytes of a simple reply without its payload.
 pub const SIMPLE_REPLY_BYTES: usize = 16;
 /// Bytes of a structured reply chunk's header.
 pub const CHUNK_HEADER_BYTES: usize = 20;
+/// The same with extended headers.
+pub const EXTENDED_CHUNK_HEADER_BYTES: usize = 32;
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
+const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 // Transmission flags: what an export is and can do.
 pub const TRANS_HAS_FLAGS: u16 = 1 << 0;
@@ -29,6 +35,8 @@ pub const TRANS_SEND_DF: u16 = 1 << 7;
 pub const TRANS_CAN_MULTI_CONN: u16 = 1 << 8;
 pub const TRANS_SEND_CACHE: u16 = 1 << 10;
 pub const TRANS_SEND_FAST_ZERO: u16 = 1 << 11;
+/// Only with extended headers: the handshake sets and clears it.
+pub const TRANS_BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 // Command flags.
 /// Durable before the reply.
@@ -41,6 +49,8 @@ pub const FLAG_DF: u16 = 1 << 2;
 pub const FLAG_REQ_ONE: u16 = 1 << 3;
 /// WRITE_ZEROES: fail with ENOTSUP unless faster than a write.
 pub const FLAG_FAST_ZERO: u16 = 1 << 4;
+/// Extended headers: the length is that of a payload that follows.
+pub const FLAG_PAYLOAD_LEN: u16 = 1 << 5;
 
 /// This chunk is the reply's last.
 const REPLY_FLAG_DONE: u16 = 1 << 0;
@@ -49,6 +59,7 @@ const CHUNK_NONE: u16 = 0;
 const CHUNK_OFFSET_DATA: u16 = 1;
 const CHUNK_OFFSET_HOLE: u16 = 2;
 const CHUNK_BLOCK_STATUS: u16 = 5;
+const CHUNK_BLOCK_STATUS_EXT: u16 = 6;
 const CHUNK_ERROR: u16 = (1 << 15) + 1;
 const CHUNK_ERROR_OFFSET: u16 = (1 << 15) + 2;
 
@@ -148,8 +159,11 @@ impl Command {
     /// FUA is accepted on every command. FAST_ZERO is not, because no export advertises it.
     /// Source: NBD proto.md, "Command flags".
     #[inline]
-    pub fn allowed_flags(self, structured_replies: bool) -> u16 {
+    pub fn allowed_flags(self, structured_replies: bool, extended_headers: bool) -> u16 {
+        let payload =
+            if extended_headers && matches!(self, Self::Write | Self::BlockStatus) { FLAG_PAYLOAD_LEN } else { 0 };
         FLAG_FUA
+            | payload
             | match self {
                 Self::WriteZeroes => FLAG_NO_HOLE,
                 Self::Read if structured_replies => FLAG_DF,
@@ -168,7 +182,10 @@ pub struct Request {
     /// The client's, echoed in the reply.
     pub cookie: u64,
     pub offset: u64,
-    pub length: u32,
+    /// Bytes of the range, or of the payload where `payload_len` is not 0.
+    pub length: u64,
+    /// Bytes that follow the header, wanted or not.
+    pub payload_len: u64,
 }
 
 impl Request {
@@ -181,13 +198,46 @@ impl Request {
         let (cookie, rest) = rest.split_first_chunk()?;
         let (offset, rest) = rest.split_first_chunk()?;
         let (length, _) = rest.split_first_chunk()?;
+        let command = Command::from_wire(u16::from_be_bytes(*command));
+        let length = u64::from(u32::from_be_bytes(*length));
         (u32::from_be_bytes(*magic) == REQUEST_MAGIC).then(|| Self {
             flags: u16::from_be_bytes(*flags),
-            command: Command::from_wire(u16::from_be_bytes(*command)),
+            command,
             cookie: u64::from_be_bytes(*cookie),
             offset: u64::from_be_bytes(*offset),
-            length: u32::from_be_bytes(*length),
+            length,
+            payload_len: if command.is_some_and(Command::has_payload) { length } else { 0 },
         })
+    }
+
+    /// The same with extended headers, where a flag says that a payload follows, whatever the command.
+    pub fn parse_extended(header: &[u8; EXTENDED_REQUEST_BYTES]) -> Option<Self> {
+        let (magic, rest) = header.split_first_chunk()?;
+        let (flags, rest) = rest.split_first_chunk()?;
+        let (command, rest) = rest.split_first_chunk()?;
+        let (cookie, rest) = rest.split_first_chunk()?;
+        let (offset, rest) = rest.split_first_chunk()?;
+        let (length, _) = rest.split_first_chunk()?;
+        let (flags, length) = (u16::from_be_bytes(*flags), u64::from_be_bytes(*length));
+        let command = Command::from_wire(u16::from_be_bytes(*command));
+        // Nothing follows DISC that anybody would look at; a WRITE has a payload even where the flag was forgotten, as
+        // qemu's client does.
+        let is_flagged = flags & FLAG_PAYLOAD_LEN != 0 && command != Some(Command::Disconnect);
+        let has_payload = is_flagged || command.is_some_and(Command::has_payload);
+        (u32::from_be_bytes(*magic) == EXTENDED_REQUEST_MAGIC).then(|| Self {
+            flags,
+            command,
+            cookie: u64::from_be_bytes(*cookie),
+            offset: u64::from_be_bytes(*offset),
+            length,
+            payload_len: if has_payload { length } else { 0 },
+        })
+    }
+
+    /// Where the chunks of its reply belong.
+    #[inline]
+    pub fn reply_to(&self, extended: bool) -> To {
+        To { cookie: self.cookie, offset: self.offset, extended }
     }
 
     #[inline]
@@ -206,40 +256,66 @@ pub fn simple_reply(out: &mut Vec<u8>, cookie: u64, error: u32) {
     out.extend_from_slice(&reply);
 }
 
+/// What the header of every chunk of a reply repeats, and its form.
+#[derive(Debug, Clone, Copy)]
+pub struct To {
+    pub cookie: u64,
+    /// The request's, told with extended headers.
+    pub offset: u64,
+    pub extended: bool,
+}
+
 /// Append a chunk's header, of which `length` bytes have to follow.
 #[inline]
-fn chunk(out: &mut Vec<u8>, flags: u16, kind: u16, cookie: u64, length: u32) {
+fn chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u32) {
+    if to.extended {
+        return extended_chunk(out, flags, kind, to, u64::from(length));
+    }
     let mut header = [0; CHUNK_HEADER_BYTES];
     header[..4].copy_from_slice(&STRUCTURED_REPLY_MAGIC.to_be_bytes());
     header[4..6].copy_from_slice(&flags.to_be_bytes());
     header[6..8].copy_from_slice(&kind.to_be_bytes());
-    header[8..16].copy_from_slice(&cookie.to_be_bytes());
+    header[8..16].copy_from_slice(&to.cookie.to_be_bytes());
     header[16..].copy_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(&header);
+}
+
+fn extended_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u64) {
+    let mut header = [0; EXTENDED_CHUNK_HEADER_BYTES];
+    header[..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
+    header[4..6].copy_from_slice(&flags.to_be_bytes());
+    header[6..8].copy_from_slice(&kind.to_be_bytes());
+    header[8..16].copy_from_slice(&to.cookie.to_be_bytes());
+    header[16..24].copy_from_slice(&to.offset.to_be_bytes());
+    header[24..].copy_from_slice(&length.to_be_bytes());
     out.extend_from_slice(&header);
 }
 
 /// Append the header of a reply's only chunk of data; `length` (1 to 2^32 - 9) bytes of `offset` have to follow.
 #[inline]
-pub fn offset_data(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32) {
+pub fn offset_data(out: &mut Vec<u8>, to: To, offset: u64, length: u32) {
     debug_assert!(length > 0 && length <= u32::MAX - 8, "a data chunk carries at least one byte and fits its header");
-    chunk(out, REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, cookie, length + 8);
+    chunk(out, REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, to, length + 8);
     out.extend_from_slice(&offset.to_be_bytes());
 }
 
 /// Append a chunk that says that `length` (not 0) bytes at `offset` are zeros; `done` ends the reply.
 #[inline]
-pub fn offset_hole(out: &mut Vec<u8>, cookie: u64, offset: u64, length: u32, done: bool) {
+pub fn offset_hole(out: &mut Vec<u8>, to: To, offset: u64, length: u32, done: bool) {
     debug_assert!(length > 0, "a hole has at least one byte");
-    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_HOLE, cookie, 12);
+    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_HOLE, to, 12);
     out.extend_from_slice(&offset.to_be_bytes());
     out.extend_from_slice(&length.to_be_bytes());
 }
 
 /// Append what one metadata context says: extents of a length and a value each, at least one; `done` ends the reply.
-pub fn block_status(out: &mut Vec<u8>, cookie: u64, context: u32, extents: &[(u64, u32)], done: bool) {
+pub fn block_status(out: &mut Vec<u8>, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
     debug_assert!(!extents.is_empty(), "a block status has at least one extent");
+    if to.extended {
+        return block_status_ext(out, to, context, extents, done);
+    }
     let length = u32::try_from(4 + 8 * extents.len()).unwrap_or(u32::MAX); // at most 2^20 extents
-    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS, cookie, length);
+    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS, to, length);
     out.extend_from_slice(&context.to_be_bytes());
     for (length, value) in extents {
         // A request has 32 bits, and no extent goes beyond it.
@@ -248,26 +324,47 @@ pub fn block_status(out: &mut Vec<u8>, cookie: u64, context: u32, extents: &[(u6
     }
 }
 
+fn block_status_ext(out: &mut Vec<u8>, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
+    let length = 8 + 16 * extents.len() as u64;
+    extended_chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS_EXT, to, length);
+    out.extend_from_slice(&context.to_be_bytes());
+    out.extend_from_slice(&u32::try_from(extents.len()).unwrap_or(u32::MAX).to_be_bytes()); // at most 2^20
+    for (length, value) in extents {
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(&u64::from(*value).to_be_bytes());
+    }
+}
+
+/// The payload of a BLOCK_STATUS: the bytes that it is about, and the ids of the contexts that are wanted.
+///
+/// None unless it is as long as that needs.
+pub fn parse_status_filter(payload: &[u8]) -> Option<(u64, impl Iterator<Item = u32> + '_)> {
+    let (length, ids) = payload.split_first_chunk()?;
+    let (ids, rest) = ids.as_chunks::<4>();
+    (rest.is_empty() && !ids.is_empty())
+        .then(|| (u64::from_be_bytes(*length), ids.iter().map(|id| u32::from_be_bytes(*id))))
+}
+
 /// Append the chunk that ends a reply and says nothing else.
 #[inline]
-pub fn none_chunk(out: &mut Vec<u8>, cookie: u64) {
-    chunk(out, REPLY_FLAG_DONE, CHUNK_NONE, cookie, 0);
+pub fn none_chunk(out: &mut Vec<u8>, to: To) {
+    chunk(out, REPLY_FLAG_DONE, CHUNK_NONE, to, 0);
 }
 
 /// Append the chunk that fails the whole request and ends the reply; `error` is an [`NbdErrno`].
 #[inline]
-pub fn error_chunk(out: &mut Vec<u8>, cookie: u64, error: u32, message: &str) {
+pub fn error_chunk(out: &mut Vec<u8>, to: To, error: u32, message: &str) {
     let text = message_bytes(message);
-    chunk(out, REPLY_FLAG_DONE, CHUNK_ERROR, cookie, u32::from(text.len) + 6);
+    chunk(out, REPLY_FLAG_DONE, CHUNK_ERROR, to, u32::from(text.len) + 6);
     error_text(out, error, &text);
 }
 
 /// Append a chunk that fails the request from `offset` on; `done` ends the reply.
 #[inline]
-pub fn error_offset_chunk(out: &mut Vec<u8>, cookie: u64, error: u32, message: &str, offset: u64, done: bool) {
+pub fn error_offset_chunk(out: &mut Vec<u8>, to: To, error: u32, message: &str, offset: u64, done: bool) {
     let text = message_bytes(message);
     let flags = u16::from(done) * REPLY_FLAG_DONE;
-    chunk(out, flags, CHUNK_ERROR_OFFSET, cookie, u32::from(text.len) + 14);
+    chunk(out, flags, CHUNK_ERROR_OFFSET, to, u32::from(text.len) + 14);
     error_text(out, error, &text);
     out.extend_from_slice(&offset.to_be_bytes());
 }
@@ -294,6 +391,10 @@ fn error_text(out: &mut Vec<u8>, error: u32, text: &Text<'_>) {
 mod tests {
     use super::*;
 
+    fn to(cookie: u64) -> To {
+        To { cookie, offset: 0, extended: false }
+    }
+
     fn header(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> [u8; REQUEST_BYTES] {
         let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
         bytes.extend(flags.to_be_bytes());
@@ -313,6 +414,7 @@ mod tests {
             cookie: 0x0102_0304_0506_0708,
             offset: 1 << 63,
             length: 0xffff_ffff,
+            payload_len: 0,
         };
         assert_eq!(request, Some(expected));
         assert!(expected.has_fua());
@@ -347,12 +449,12 @@ mod tests {
     fn flags_are_allowed_where_they_mean_something() {
         use Command::{BlockStatus, Cache, Disconnect, Flush, Read, Trim, Write, WriteZeroes};
         for command in [Write, Disconnect, Flush, Trim, Cache, Read] {
-            assert_eq!(command.allowed_flags(false), FLAG_FUA, "{command:?}");
+            assert_eq!(command.allowed_flags(false, false), FLAG_FUA, "{command:?}");
         }
-        assert_eq!(Read.allowed_flags(true), FLAG_FUA | FLAG_DF);
-        assert_eq!(Write.allowed_flags(true), FLAG_FUA);
-        assert_eq!(WriteZeroes.allowed_flags(true), FLAG_FUA | FLAG_NO_HOLE);
-        assert_eq!(BlockStatus.allowed_flags(true), FLAG_FUA | FLAG_REQ_ONE);
+        assert_eq!(Read.allowed_flags(true, false), FLAG_FUA | FLAG_DF);
+        assert_eq!(Write.allowed_flags(true, false), FLAG_FUA);
+        assert_eq!(WriteZeroes.allowed_flags(true, false), FLAG_FUA | FLAG_NO_HOLE);
+        assert_eq!(BlockStatus.allowed_flags(true, false), FLAG_FUA | FLAG_REQ_ONE);
     }
 
     #[test]
@@ -394,16 +496,16 @@ mod tests {
     #[test]
     fn chunks_declare_what_follows() {
         let mut out = Vec::new();
-        offset_data(&mut out, 7, 0x1122, 4096);
+        offset_data(&mut out, to(7), 0x1122, 4096);
         assert_eq!(parse_chunk(&out), (1, 1, 7, 4096 + 8, &0x1122u64.to_be_bytes()[..]));
 
         out.clear();
-        none_chunk(&mut out, 8);
+        none_chunk(&mut out, to(8));
         assert_eq!(parse_chunk(&out), (1, 0, 8, 0, &[][..]));
 
         for (done, flags) in [(true, 1), (false, 0)] {
             out.clear();
-            offset_hole(&mut out, 9, 512, 1 << 20, done);
+            offset_hole(&mut out, to(9), 512, 1 << 20, done);
             assert_eq!(parse_chunk(&out), (flags, 2, 9, 12, &[0, 0, 0, 0, 0, 0, 2, 0, 0, 16, 0, 0][..]));
         }
     }
@@ -411,12 +513,12 @@ mod tests {
     #[test]
     fn error_chunks_carry_errno_message_and_offset() {
         let mut out = Vec::new();
-        error_chunk(&mut out, 5, 22, "no");
+        error_chunk(&mut out, to(5), 22, "no");
         assert_eq!(parse_chunk(&out), (1, 0x8001, 5, 8, &[0, 0, 0, 22, 0, 2, b'n', b'o'][..]));
 
         for (done, flags) in [(true, 1), (false, 0)] {
             out.clear();
-            error_offset_chunk(&mut out, 5, 5, "", 0x200, done);
+            error_offset_chunk(&mut out, to(5), 5, "", 0x200, done);
             let expected: [u8; 14] = [0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0];
             assert_eq!(parse_chunk(&out), (flags, 0x8002, 5, 14, &expected[..]));
         }
@@ -426,11 +528,55 @@ mod tests {
     fn error_chunk_long_message_is_cut_between_characters() {
         let message = format!("{}é", "x".repeat(MESSAGE_MAX - 1));
         let mut out = Vec::new();
-        error_chunk(&mut out, 5, 5, &message);
+        error_chunk(&mut out, to(5), 5, &message);
         let (_, _, _, length, payload) = parse_chunk(&out);
         assert_eq!(length, payload.len());
         let text = std::str::from_utf8(&payload[6..]).expect("whole characters");
         assert_eq!(text, "x".repeat(MESSAGE_MAX - 1));
         assert_eq!(usize::from(u16::from_be_bytes([payload[4], payload[5]])), text.len());
+    }
+
+    #[test]
+    fn extended_requests_carry_64_bits_and_say_whether_a_payload_follows() {
+        let header = |magic: u32, flags: u16, command: u16, length: u64| -> [u8; EXTENDED_REQUEST_BYTES] {
+            let numbers = [7u64.to_be_bytes(), 9u64.to_be_bytes(), length.to_be_bytes()];
+            let start = [&magic.to_be_bytes()[..], &flags.to_be_bytes(), &command.to_be_bytes()].concat();
+            [&start[..], numbers.as_flattened()].concat().try_into().expect("32 bytes")
+        };
+        for (flags, command, payload_len) in
+            [(0, 1, 1 << 40), (32, 1, 1 << 40), (32, 0, 1 << 40), (32, 99, 1 << 40), (1, 6, 0), (32, 2, 0)]
+        {
+            let request =
+                Request::parse_extended(&header(0x21e4_1c71, flags, command, 1 << 40)).expect("the magic is right");
+            assert_eq!((request.cookie, request.offset, request.length), (7, 9, 1 << 40));
+            assert_eq!(request.payload_len, payload_len, "flags {flags}, command {command}");
+        }
+        assert!(Request::parse_extended(&header(0x2560_9513, 0, 0, 0)).is_none());
+    }
+
+    #[test]
+    fn extended_chunks_repeat_the_offset() {
+        let mut out = Vec::new();
+        let to = To { cookie: 1, offset: 2, extended: true };
+        block_status(&mut out, to, 3, &[(1 << 40, 4)], true);
+        let mut expected = vec![0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 6];
+        expected.extend([1u64, 2, 24].map(u64::to_be_bytes).as_flattened());
+        expected.extend([3u32, 1].map(u32::to_be_bytes).as_flattened());
+        expected.extend([1u64 << 40, 4].map(u64::to_be_bytes).as_flattened());
+        assert_eq!(out, expected);
+        out.clear();
+        none_chunk(&mut out, to);
+        assert_eq!(out[..8], [0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 0]);
+        assert_eq!(out[24..], [0; 8]);
+    }
+
+    #[test]
+    fn a_status_filter_has_a_length_and_at_least_one_id() {
+        let parse = |bytes: &[u8]| parse_status_filter(bytes).map(|(length, ids)| (length, ids.collect::<Vec<_>>()));
+        let good = [&(1u64 << 40).to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 9]].concat();
+        assert_eq!(parse(&good), Some((1 << 40, vec![1, 9])));
+        for length in [0, 7, 8, 9, 11, 13, 15] {
+            assert_eq!(parse(&good[..length]), None, "{length} bytes");
+        }
     }
 }

@@ -12,6 +12,8 @@ use crate::error::Result;
 const EXTENTS_MAX: usize = 1 << 15;
 /// Extents that are looked at where one is wanted: those with one value in one context may differ in another.
 const REQ_ONE_EXTENTS: usize = 64;
+/// Longest payload that can choose from the contexts: a length and an id each, bytes.
+pub const FILTER_MAX: u64 = 8 + 4 * Context::ALL.len() as u64;
 /// Memory that a request may hold, for the connection's account.
 pub const MEMORY_MAX: usize = EXTENTS_MAX * size_of::<Extent>();
 
@@ -39,12 +41,25 @@ fn cut(extents: &mut [Extent], blocks: &Range<u64>, range: &Range<u64>) {
     }
 }
 
+/// What a BLOCK_STATUS with a payload is about: some bytes, and some of the contexts that were agreed on.
+///
+/// None for a payload that is malformed or names a context that was not agreed on, or one twice.
+pub fn parse_filter(payload: &[u8], agreed: Contexts) -> Option<(u64, Contexts)> {
+    let (length, ids) = proto::parse_status_filter(payload)?;
+    let mut wanted = Contexts::default();
+    for id in ids {
+        let context = agreed.iter().find(|context| context.id() == id && !wanted.contains(*context))?;
+        wanted = wanted.with(context);
+    }
+    Some((length, wanted))
+}
+
 /// Append the chunks of a reply, one for each context.
-pub fn reply(out: &mut Vec<u8>, cookie: u64, contexts: Contexts, extents: &[Extent], only_one: bool) {
+pub fn reply(out: &mut Vec<u8>, to: proto::To, contexts: Contexts, extents: &[Extent], only_one: bool) {
     let mut contexts = contexts.iter().peekable();
     while let Some(context) = contexts.next() {
         let runs = runs(context, extents, only_one);
-        proto::block_status(out, cookie, context.id(), &runs, contexts.peek().is_none());
+        proto::block_status(out, to, context.id(), &runs, contexts.peek().is_none());
     }
 }
 
@@ -84,6 +99,22 @@ mod tests {
     }
 
     /// CVE-2025-47711, CVE-2025-47712: lengths of almost 4 GiB at unaligned offsets.
+    #[test]
+    fn a_filter_names_agreed_contexts_once() {
+        let payload = |ids: &[u32]| {
+            [&9u64.to_be_bytes()[..], &ids.iter().flat_map(|id| id.to_be_bytes()).collect::<Vec<_>>()].concat()
+        };
+        let agreed = Contexts::default().with(Context::Allocation).with(Context::Fetch);
+        let wanted = |ids: &[u32]| {
+            parse_filter(&payload(ids), agreed).map(|(length, found)| (length, found.iter().map(Context::id).collect()))
+        };
+        assert_eq!(wanted(&[3]), Some((9, vec![3])));
+        assert_eq!(wanted(&[3, 1]), Some((9, vec![1, 3])));
+        for ids in [&[][..], &[2], &[0], &[1, 1], &[1, 2], &[u32::MAX]] {
+            assert_eq!(wanted(ids), None, "{ids:?}");
+        }
+    }
+
     #[test]
     fn extents_are_cut_to_a_range_that_is_not_in_whole_blocks() {
         for (range, blocks) in [

@@ -146,8 +146,13 @@ fn kinds(replies: &[Reply]) -> Vec<(u32, u32)> {
 }
 
 fn transmission(input: &[u8], export: &str, structured_replies: bool) -> Progress {
-    let agreed =
-        Agreed { export: export.into(), structured_replies, contexts: Contexts::default(), block_sizes: false };
+    let agreed = Agreed {
+        export: export.into(),
+        structured_replies,
+        extended_headers: false,
+        contexts: Contexts::default(),
+        block_sizes: false,
+    };
     Progress::Transmission { consumed: input.len(), agreed }
 }
 
@@ -198,7 +203,7 @@ fn list_names_every_export_and_its_description() {
 
 #[test]
 fn options_without_data_refuse_data() {
-    for number in [LIST, STRUCTURED_REPLY] {
+    for number in [LIST, STRUCTURED_REPLY, EXTENDED_HEADERS] {
         let replies = replies_to(&[option(number, b"x"), option(number, b"")]);
         assert_eq!(kinds(&replies[..1]), [(number, ERR_INVALID)]);
         assert_eq!(replies.last().map(|reply| reply.1), Some(ACK), "the refused one changed nothing");
@@ -230,7 +235,7 @@ fn after_the_end_everything_closes() {
 
 #[test]
 fn unsupported_options_are_read_past_and_refused() {
-    let others = [4, STARTTLS, EXTENDED_HEADERS, 12, 0, 0xffff_ffff];
+    let others = [4, STARTTLS, 12, 0, 0xffff_ffff];
     for number in others {
         for data in [vec![], vec![7; 100], vec![7; DATA_MAX + 1]] {
             let replies = replies_to(&[option(number, &data), option(STRUCTURED_REPLY, b"")]);
@@ -828,4 +833,31 @@ fn who_asks_for_the_block_sizes_with_go_has_agreed_to_them() {
         assert_eq!(agreed(&input).block_sizes, asked, "INFO alone agrees on nothing");
     }
     assert!(!agreed(&session(&[option(EXPORT_NAME, b"disk")])).block_sizes);
+}
+
+const ERR_EXT_HEADER_REQD: u32 = 0x8000_000a;
+
+#[test]
+fn extended_headers_imply_structured_replies_and_forbid_what_is_older() {
+    let (extended, structured) = (option(EXTENDED_HEADERS, b""), option(STRUCTURED_REPLY, b""));
+    let replies = replies_to(&[structured.clone(), extended.clone(), extended.clone(), structured]);
+    let expected = [
+        (STRUCTURED_REPLY, ACK),
+        (EXTENDED_HEADERS, ACK),
+        (EXTENDED_HEADERS, ERR_INVALID),
+        (STRUCTURED_REPLY, ERR_EXT_HEADER_REQD),
+    ];
+    assert_eq!(kinds(&replies), expected);
+    let set = option(SET_META_CONTEXT, &meta_data("disk", &["base:allocation"]));
+    let input = session(&[extended.clone(), set, option(GO, &info_data("disk", &[]))]);
+    let agreed = agreed(&input);
+    assert!(agreed.extended_headers && agreed.structured_replies && !agreed.contexts.is_empty());
+    let info = parse_replies(&run(&input).1)
+        .into_iter()
+        .find(|reply| reply.1 == INFO && reply.2.starts_with(&[0, 0]))
+        .expect("INFO_EXPORT");
+    assert_eq!(info.2[10..], (FLAGS | TRANS_SEND_DF | 1 << 12).to_be_bytes());
+    let input = session(&[extended, option(EXPORT_NAME, b"disk")]);
+    let (progress, out) = run(&input);
+    assert_eq!((progress, parse_replies(&out).len()), (Progress::Close { consumed: input.len() }, 1));
 }

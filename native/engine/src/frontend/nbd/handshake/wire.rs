@@ -27,6 +27,7 @@ pub enum OptionKind {
     StructuredReply,
     ListMetaContext,
     SetMetaContext,
+    ExtendedHeaders,
     Unsupported,
 }
 
@@ -41,6 +42,7 @@ impl OptionKind {
             8 => Self::StructuredReply,
             9 => Self::ListMetaContext,
             10 => Self::SetMetaContext,
+            11 => Self::ExtendedHeaders,
             _ => Self::Unsupported,
         }
     }
@@ -68,6 +70,7 @@ pub enum Refusal {
     Invalid = (1 << 31) + 3,
     Unknown = (1 << 31) + 6,
     TooBig = (1 << 31) + 9,
+    ExtHeaderRequired = (1 << 31) + 10,
 }
 
 const INFO_EXPORT: u16 = 0;
