@@ -266,7 +266,7 @@ async fn session(
     end: End,
     left: Left,
     mut random: Random,
-) -> (Arc<MemBase>, End) {
+) -> (Arc<MemBase>, End, Vec<Sector>) {
     let options = UbiOptions { copy_on_read: model.plan.copy_on_read, ..options() };
     let bdev = opened(&base, &model.image, options).await;
     base.be_random(Random::new(random.next()), model.plan.fault_one_in);
@@ -283,7 +283,7 @@ async fn session(
             left.borrow_mut().push((base.after_power_cut(&mut random), sectors));
         }
         let end = if bdev.status().sync_failed { End::PowerCut } else { end };
-        return (leave(&base, end, &mut random), end);
+        return leave(&model, &base, end, &mut random);
     }
     for client in &clients {
         client.wait().await;
@@ -296,11 +296,14 @@ async fn session(
         }
     }
     let end = if bdev.status().sync_failed { End::PowerCut } else { end };
-    (leave(&base, end, &mut random), end)
+    leave(&model, &base, end, &mut random)
 }
 
-fn leave(base: &MemBase, end: End, random: &mut Random) -> Arc<MemBase> {
-    if end == End::PowerCut { base.after_power_cut(random) } else { base.after_process_death(random) }
+/// What is left of the base, and what each sector was at that very moment: clients that the end has overtaken still
+/// run until the executor stops, and what they are told then was never heard.
+fn leave(model: &Model, base: &MemBase, end: End, random: &mut Random) -> (Arc<MemBase>, End, Vec<Sector>) {
+    let left = if end == End::PowerCut { base.after_power_cut(random) } else { base.after_process_death(random) };
+    (left, end, model.sectors.borrow().clone())
 }
 
 /// Open what is left and check it; returns what each sector is.
@@ -344,13 +347,13 @@ fn scenario(seed: u64) {
         let wanted = *random.pick(&[End::Close, End::ProcessDeath, End::PowerCut]);
         let next = Random::new(random.next());
         let left = Left::default();
-        let end;
-        (base, end) = run(session(Rc::clone(&model), Arc::clone(&base), wanted, Rc::clone(&left), next));
+        let (end, sectors);
+        (base, end, sectors) = run(session(Rc::clone(&model), Arc::clone(&base), wanted, Rc::clone(&left), next));
         model.image.be_calm();
         for (base, sectors) in left.take() {
             run(check_left(Rc::clone(&model), base, sectors, End::PowerCut));
         }
-        let sectors = model.sectors.borrow().clone();
+        model.sectors.replace(sectors.clone());
         let values = run(check_left(Rc::clone(&model), Arc::clone(&base), sectors, end));
         for (sector, value) in model.sectors.borrow_mut().iter_mut().zip(values) {
             go_on(sector, value, end);
