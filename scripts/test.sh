@@ -89,6 +89,9 @@ rust() {
             check "rust tests" "test result: .* [1-9][0-9]* (passed|failed)" cargo test "$@" -- --skip sys::uring::
         fi
         skipped=$(grep -cE "test result: .* [1-9][0-9]* ignored" "$logs/rust-tests.log")
+        awk '/^test result:/ { runs++; passed += $4; failed += $6; ignored += $8 }
+            END { printf "%-25s       sum of %d: %d passed; %d failed; %d ignored\n", "", runs, passed, failed, ignored }' \
+            "$logs/rust-tests.log" >>"$summary"
     fi
     # Optimised, for millions of states: the engine as it ships, then one with faults that can be switched on.
     set -- --manifest-path native/Cargo.toml --locked --release -p ubi-engine
