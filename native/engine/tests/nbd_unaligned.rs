@@ -62,10 +62,14 @@ fn who_asked_for_block_sizes_is_held_to_them() {
 #[test]
 fn unaligned_writes_to_one_block_at_once_lose_nothing() {
     on_every_engine(|server| {
-        server.export("direct", server.aio("direct", SIZE, 4096, Cache::None));
-        server.export("ubi", server.ubi(4096).0);
         for export in ["direct", "ubi"] {
-            let mut clients: Vec<Client> = (0..8).map(|_| server.connect(export, &LEGACY)).collect();
+            let bdev = if export == "ubi" { server.ubi(4096).0 } else { server.aio("direct", SIZE, 4096, Cache::None) };
+            // Two exports of one bdev: the blocks are the bdev's, whichever way a client comes.
+            let second = format!("{export}-again");
+            server.export(export, std::sync::Arc::clone(&bdev));
+            server.export(&second, bdev);
+            let name = |number: usize| if number.is_multiple_of(2) { export } else { &second };
+            let mut clients: Vec<Client> = (0..8).map(|number| server.connect(name(number), &LEGACY)).collect();
             for round in 0..20u8 {
                 for (number, client) in clients.iter_mut().enumerate() {
                     for block in 0..4u64 {

@@ -31,7 +31,7 @@ use crate::sys::socket::Socket;
 /// A client has this long to say which export it wants.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// A client that takes no replies has this long before its drain is given up.
-const DRAIN_TIME: Duration = Duration::from_secs(10);
+const DRAIN_TIME: Duration = Duration::from_secs(3);
 /// A client that stops in the middle of a payload holds memory that others wait for: it has this long to go on.
 const PAYLOAD_STALL_TIME: Duration = Duration::from_secs(60);
 /// Receives in a row after which other tasks get a turn, whether they ask or not.
@@ -373,9 +373,7 @@ impl Connection {
                     self.reply_ok(request);
                     return Ok(());
                 }
-                let fua = request.has_fua();
-                let in_place = !fua && !self.export().locks.are_in_use();
-                if in_place && let Some(result) = self.bdev.try_write(request.offset, payload) {
+                if let Some(result) = self.write_in_place(request, payload) {
                     self.reply(request, &result);
                     return Ok(());
                 }
@@ -394,6 +392,15 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+
+    /// Write at once, if that needs neither durability nor a lock nor waiting.
+    fn write_in_place(&self, request: &Request, payload: &[u8]) -> Option<Result<()>> {
+        if request.has_fua() {
+            return None;
+        }
+        let _change = self.export().locks.try_unlocked()?;
+        self.bdev.try_write(request.offset, payload)
     }
 
     fn permit(&self, bytes: usize) -> std::result::Result<Permit, Cut> {
@@ -467,7 +474,7 @@ impl Connection {
         exec::spawn(async move {
             let data = IoData::new(buf);
             let range = request.offset..request.offset + request.length;
-            let held = connection.export().locks.lock_if_in_use(range).await;
+            let held = connection.export().locks.begin(range).await;
             let result = connection.bdev.write(request.offset, data, request.has_fua()).await;
             drop(held);
             connection.reply(&request, &result);
@@ -483,11 +490,11 @@ impl Connection {
     }
 
     fn start_unaligned(self: &Rc<Self>, request: Request, payload: IoBuf, permit: Permit) {
-        if request.command.is_some_and(Command::modifies) {
-            self.export().locks.use_from_now_on();
-        }
         let connection = Rc::clone(self);
         exec::spawn(async move {
+            if request.command.is_some_and(Command::modifies) {
+                connection.export().locks.use_from_now_on().await;
+            }
             let unaligned = Unaligned { bdev: &*connection.bdev, locks: &connection.export().locks };
             let (range, fua) = (request.offset..request.offset + request.length, request.has_fua());
             let result = match request.command {
@@ -557,7 +564,7 @@ impl Connection {
         let (offset, len, fua) = (request.offset, request.length, request.has_fua());
         let locks = &self.export().locks;
         let _held = match command {
-            Command::Trim | Command::WriteZeroes if len != 0 => locks.lock_if_in_use(offset..offset + len).await,
+            Command::Trim | Command::WriteZeroes if len != 0 => Some(locks.begin(offset..offset + len).await),
             _ => None,
         };
         match command {
@@ -738,10 +745,7 @@ impl Connection {
         socket_io::note_activity(self.session.id());
         if self.is_unaligned(&request) {
             self.start_unaligned(request, buf, permit);
-        } else if !request.has_fua()
-            && !self.export().locks.are_in_use()
-            && let Some(result) = self.bdev.try_write(request.offset, &buf)
-        {
+        } else if let Some(result) = self.write_in_place(&request, &buf) {
             self.reply(&request, &result);
         } else {
             self.start_write(request, buf, permit);

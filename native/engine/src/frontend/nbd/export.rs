@@ -13,7 +13,7 @@ use crate::bdev::Bdev;
 use crate::sys::socket::Socket;
 
 /// Clients that take no answers are cut off after this long when their export goes.
-const DRAIN_TIME: Duration = Duration::from_secs(15);
+const DRAIN_TIME: Duration = Duration::from_secs(4);
 
 /// What is to be exported, and how.
 #[derive(Clone)]
@@ -37,7 +37,7 @@ pub struct Export {
     max_connections: usize,
     description: String,
     /// Taken by changes once a client has made one that is not in whole blocks.
-    pub(super) locks: RangeLocks,
+    pub(super) locks: Arc<RangeLocks>,
     closing: AtomicBool,
     clients: Mutex<HashMap<u64, Arc<Socket>>>,
     all_gone: Condvar,
@@ -48,12 +48,12 @@ impl Export {
         let readonly = options.readonly || options.bdev.info().readonly;
         Self {
             name: options.name,
+            locks: RangeLocks::of(&options.bdev),
             bdev: options.bdev,
             readonly,
             default: options.default,
             max_connections: options.max_connections,
             description: options.description,
-            locks: RangeLocks::default(),
             closing: AtomicBool::new(false),
             clients: Mutex::new(HashMap::new()),
             all_gone: Condvar::new(),

@@ -1,14 +1,17 @@
 //! Requests that are not in whole blocks, of clients that never asked for the block size.
 //!
 //! What they change is read, merged and written back under a lock on its blocks, so that two of them in one block lose
-//! no byte. From the first such change on, every change of the export takes that lock; before, nobody does.
+//! no byte, whichever of the bdev's exports they come by. From the first such change on, every change of the bdev takes
+//! that lock; before, nobody does. The first one waits until the changes that began without a lock have ended.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use crate::bdev::{Bdev, ZeroFlags};
 use crate::error::Result;
+use crate::reactor::exec;
 use crate::reactor::sync::{Promise, lock};
 use crate::sys::buf::{IoBuf, IoData};
 
@@ -20,10 +23,22 @@ pub fn blocks_around(block: u64, offset: u64, len: u64) -> Option<Range<u64>> {
     Some(offset & !mask..end & !mask)
 }
 
-/// Ranges that somebody changes just now.
+/// How often the first unaligned change looks whether the changes before it have ended.
+const DRAIN_POLL: Duration = Duration::from_micros(100);
+
+/// The locks of every bdev that is exported: exports of one bdev share them.
+static LOCKS: Mutex<Vec<LocksOfBdev>> = Mutex::new(Vec::new());
+
+type LocksOfBdev = (Weak<dyn Bdev>, Weak<RangeLocks>);
+
+/// Ranges of one bdev that somebody changes just now.
 #[derive(Default)]
 pub struct RangeLocks {
     in_use: AtomicBool,
+    /// Changes under way that hold no lock.
+    unlocked: AtomicUsize,
+    /// Locks are in use, and every change that began without one has ended.
+    drained: AtomicBool,
     held: Mutex<Vec<Held>>,
 }
 
@@ -38,16 +53,63 @@ pub struct RangeGuard<'a> {
     released: Arc<Promise<()>>,
 }
 
+/// A change under way that holds no lock, since nobody needed locks when it began.
+pub struct Unlocked<'a>(&'a RangeLocks);
+
+impl Drop for Unlocked<'_> {
+    fn drop(&mut self) {
+        self.0.unlocked.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// A change in whole blocks while it is under way; it ends when dropped.
+#[expect(dead_code, reason = "held for what their drop does")]
+pub enum Change<'a> {
+    Unlocked(Unlocked<'a>),
+    Locked(RangeGuard<'a>),
+}
+
 impl RangeLocks {
-    /// Whether changes have to take the lock of their range.
-    #[inline]
-    pub fn are_in_use(&self) -> bool {
-        self.in_use.load(Ordering::Acquire)
+    /// The locks of a bdev, the same ones for each of its exports.
+    pub fn of(bdev: &Arc<dyn Bdev>) -> Arc<Self> {
+        let mut all = lock(&LOCKS);
+        all.retain(|(bdev, locks)| bdev.strong_count() > 0 && locks.strong_count() > 0);
+        let known = all.iter().find(|(known, _)| std::ptr::addr_eq(known.as_ptr(), Arc::as_ptr(bdev)));
+        if let Some(locks) = known.and_then(|(_, locks)| locks.upgrade()) {
+            return locks;
+        }
+        let locks = Arc::new(Self::default());
+        all.push((Arc::downgrade(bdev), Arc::downgrade(&locks)));
+        locks
     }
 
-    /// From now on changes take the locks of their ranges.
-    pub fn use_from_now_on(&self) {
-        self.in_use.store(true, Ordering::Release);
+    /// Begin a change without a lock; None when changes have to take the lock of their range.
+    #[inline]
+    pub fn try_unlocked(&self) -> Option<Unlocked<'_>> {
+        // Counted before the look: `use_from_now_on` sees the one or is seen by the other.
+        self.unlocked.fetch_add(1, Ordering::SeqCst);
+        let change = Unlocked(self);
+        if self.in_use.load(Ordering::SeqCst) { None } else { Some(change) }
+    }
+
+    /// Begin a change in whole blocks, with the lock of its range where locks are in use.
+    pub async fn begin(&self, range: Range<u64>) -> Change<'_> {
+        match self.try_unlocked() {
+            Some(change) => Change::Unlocked(change),
+            None => Change::Locked(self.lock(range).await),
+        }
+    }
+
+    /// From now on changes take the locks of their ranges; returns when none is under way without one.
+    pub async fn use_from_now_on(&self) {
+        self.in_use.store(true, Ordering::SeqCst);
+        while !self.drained.load(Ordering::Acquire) {
+            if self.unlocked.load(Ordering::SeqCst) == 0 {
+                self.drained.store(true, Ordering::Release);
+            } else {
+                exec::sleep(DRAIN_POLL).await;
+            }
+        }
     }
 
     /// Wait until nobody holds a part of the range, then hold it.
@@ -67,11 +129,6 @@ impl RangeLocks {
             };
             other.wait().await;
         }
-    }
-
-    /// The lock of a change in whole blocks: None while nobody needs locks.
-    pub async fn lock_if_in_use(&self, range: Range<u64>) -> Option<RangeGuard<'_>> {
-        if self.are_in_use() { Some(self.lock(range).await) } else { None }
     }
 }
 
