@@ -188,22 +188,33 @@ impl Oracle {
 
     /// The process has died; the volume reads as `found` since. What was acknowledged still waits for its flush.
     pub fn survive_process_death(&mut self, found: &[Tag]) {
+        self.survive(found, |entries, tag| {
+            !entries.iter().any(|entry| entry.tag == tag && entry.counts && !entry.is_luck)
+        });
+    }
+
+    fn survive(&mut self, found: &[Tag], is_luck: impl Fn(&Entries, Tag) -> bool) {
         let time = self.tick();
         self.reads.clear();
         for entry in self.after_loss.iter_mut().flatten() {
             entry.end = entry.end.min(time);
         }
         for (entries, &tag) in self.now.iter_mut().zip(found) {
-            let is_luck = !entries.iter().any(|entry| entry.tag == tag && entry.counts && !entry.is_luck);
+            let is_luck = is_luck(entries, tag);
             let entry = Entry { tag, request: usize::MAX, start: time, end: time, counts: true, is_luck };
             *entries = SmallVec::from_elem(entry, 1);
         }
     }
 
-    /// Power was lost; the volume reads as `found` since, durably.
-    pub fn survive_power_loss(&mut self, found: &[Tag]) {
+    /// Power was lost; the volume reads as `found` since, durably. `had_headers`: a write was acknowledged only when its
+    /// header was durable. Otherwise what was not flushed is there by luck, and its header need not be.
+    pub fn survive_power_loss(&mut self, found: &[Tag], had_headers: bool) {
         self.now.clone_from(&self.after_loss);
-        self.survive_process_death(found);
+        if had_headers {
+            self.survive_process_death(found);
+        } else {
+            self.survive(found, |entries, tag| entries.iter().any(|entry| entry.tag != tag || entry.is_luck));
+        }
         self.after_loss.clone_from(&self.now);
     }
 

@@ -65,7 +65,8 @@ impl History<'_> {
             }
             Cut::PowerLoss => {
                 self.past.add(Subject::AfterPower);
-                self.oracle.survive_power_loss(&found);
+                // A sync that failed in an earlier life may have lost headers that the page cache still shows.
+                self.oracle.survive_power_loss(&found, !self.sync_failed_before);
                 self.base = SimBase::new(setting, disk);
                 self.sync_failed = false;
                 self.sync_failed_before = false;
