@@ -13,6 +13,7 @@ import pytest
 from tests import engine_double
 from tests.engine_double import World
 from ubi_rpc.engine import Engine
+from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.services import Services
@@ -90,13 +91,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @asynccontextmanager
-async def running_domain(world: World, tmp_path: Path) -> AsyncIterator[Domain]:
+async def running_domain(world: World, tmp_path: Path, files: Files | None = None) -> AsyncIterator[Domain]:
     """Run a domain over an installed double; afterwards everything must close in order."""
     killed: list[int] = []
     failed: list[ConfigError] = []
     engine = Engine()
     await engine.start(cpus=None, reactors=1, io_engine="auto")
-    lifecycle = Lifecycle(engine, Registry(), Events())
+    lifecycle = Lifecycle(engine, Registry(), Events(), files)
 
     async def call(name: str, params: object) -> object:
         return await made.dispatcher.call(name, params)

@@ -215,11 +215,19 @@ class Engine:
         return events
 
     def create_aio(
-        self, *, name: str, path: str, block_size: int | None, readonly: bool, cache: str, fallocate: bool
+        self,
+        *,
+        name: str,
+        path: str,
+        block_size: int | None,
+        readonly: bool,
+        cache: str,
+        fallocate: bool,
+        descriptor: int | None = None,
     ) -> Bdev:
         self._world.enter("create_aio", name)
         assert cache in {"none", "writeback"}
-        size = Path(path).stat().st_size
+        size = (Path(path).stat() if descriptor is None else os.fstat(descriptor)).st_size
         assert block_size is not None
         return Bdev(self._world, name, _info(block_size, size // block_size, readonly=readonly, unmap=fallocate))
 
@@ -241,13 +249,14 @@ class Engine:
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
+        image_descriptor: int | None = None,
     ) -> Bdev:
         self._world.enter("create_ubi", name)
         info = base.info()
         block_size = int(str(info["block_size"]))
         blocks = int(str(info["num_blocks"])) - METADATA_BYTES // block_size
         bdev = Bdev(self._world, name, {**info, "num_blocks": blocks}, base)
-        image_bytes = Path(image_path).stat().st_size
+        image_bytes = (Path(image_path).stat() if image_descriptor is None else os.fstat(image_descriptor)).st_size
         bdev.ubi = {
             "image_path": image_path,
             "image_size_bytes": image_bytes,

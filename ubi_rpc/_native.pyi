@@ -130,8 +130,11 @@ class Engine:
         readonly: bool,
         cache: Literal["none", "writeback"],
         fallocate: bool,
+        descriptor: int | None = None,
     ) -> Bdev:
         """Open and lock a regular file or block device as a bdev.
+
+        With a descriptor (O_PATH will do), what it stands for is opened and `path` only names it in messages.
 
         Errors: not_found (ENOENT); invalid_params with EISDIR for a directory, or with EINVAL for a block size that is
         not 512 or a larger power of two, does not divide the size or cannot be detected; busy, naming the holder, when
@@ -150,8 +153,12 @@ class Engine:
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
+        image_descriptor: int | None = None,
     ) -> Bdev:
-        """Format the base (if its magic is zero) or open what is on it. Nothing is written on an error."""
+        """Format the base (if its magic is zero) or open what is on it. Nothing is written on an error.
+
+        With a descriptor, what it stands for is the image and `image_path` only names it.
+        """
     def listen_nbd_unix(self, *, path: str) -> NbdListener: ...
     def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener: ...
     def shutdown(self) -> None:

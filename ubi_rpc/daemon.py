@@ -18,6 +18,7 @@ from ubi_rpc import engine as native
 from ubi_rpc.config_source import ConfigSource
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
 from ubi_rpc.log_control import FLAGS, LogControl
 from ubi_rpc.methods import METHODS
@@ -90,7 +91,9 @@ class Daemon:
             _log.info("options without effect here: %s", " ".join(settings.ignored))
         source = None if settings.config is None else ConfigSource(settings.config)
         engine = Engine()
-        lifecycle = Lifecycle(engine, Registry(), Events())
+        files = Files(settings.allowed_dirs)
+        parts.callback(files.close)
+        lifecycle = Lifecycle(engine, Registry(), Events(), files)
         startup = Startup(
             lambda name, params: _call(dispatcher, name, params),
             ignore_errors=settings.ignore_init_errors,

@@ -197,8 +197,9 @@ class Engine:
         readonly: bool,
         cache: Literal["none", "writeback"],
         fallocate: bool,
+        descriptor: int,
     ) -> Bdev:
-        """Open and lock a regular file or block device as a bdev. Errors as `_native.Engine.create_aio`."""
+        """Open and lock what `descriptor` stands for, called `path`. Errors as `_native.Engine.create_aio`."""
         return await self._open(
             functools.partial(
                 self._running.create_aio,
@@ -208,6 +209,7 @@ class Engine:
                 readonly=readonly,
                 cache=cache,
                 fallocate=fallocate,
+                descriptor=descriptor,
             )
         )
 
@@ -231,8 +233,9 @@ class Engine:
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
+        image_descriptor: int,
     ) -> Bdev:
-        """Format `base` or open what is on it, as an overlay over the image. Nothing is written on an error."""
+        """Format `base` or open what is on it, over the image of `image_descriptor`. Nothing is written on an error."""
         return await self._open(
             functools.partial(
                 self._running.create_ubi,
@@ -243,6 +246,7 @@ class Engine:
                 no_sync=no_sync,
                 copy_on_read=copy_on_read,
                 directio=directio,
+                image_descriptor=image_descriptor,
             )
         )
 

@@ -55,6 +55,7 @@ class Settings:
         pid_file: where the process's number is written.
         log_flags: parts of the program that tell their details from the start.
         ignored: options of SPDK that were given and have no effect.
+        allowed_dirs: directories below which images and bases may be; empty allows every place.
     """
 
     rpc_socket: Path
@@ -73,6 +74,7 @@ class Settings:
     pid_file: Path | None = None
     log_flags: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    allowed_dirs: tuple[Path, ...] = ()
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -152,6 +154,8 @@ def parser() -> argparse.ArgumentParser:
         help="log a failing entry of the configuration and go on")  # fmt: skip
     add("--wait-for-rpc", action="store_true", help="wait for framework_start_init before the objects are made")
     add("--rpcs-allowed", metavar="NAME,...", default=None, help="the only methods that may be called")
+    add("--allowed-dir", dest="allowed_dirs", metavar="DIR", type=Path, action="append", default=[],
+        help="images and bases may only be below this directory; may be given again (default: anywhere)")  # fmt: skip
     add("--io-engine", choices=("auto", "io_uring", "threads"), default="auto",
         help="io_uring, a pool of threads where it is not allowed, or whichever works (default)")  # fmt: skip
     add("--check-config", metavar="FILE", type=Path, default=None,
@@ -200,4 +204,5 @@ def parse(argv: list[str]) -> Settings | None:
         pid_file=args.pid_file,
         log_flags=tuple(args.log_flags),
         ignored=tuple(args.ignored),
+        allowed_dirs=tuple(args.allowed_dirs),
     )

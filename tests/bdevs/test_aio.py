@@ -10,13 +10,14 @@ import pytest
 
 from ubi_rpc.bdevs.aio import AioKind, AioParams
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import file_id
+from ubi_rpc.files import FoundFile
 
 KIND = AioKind()
 
 
-def _found(mode: int, size_bytes: int = 0, *, inode: int = 7) -> os.stat_result:
-    return os.stat_result((mode | 0o600, inode, 3, 1, 0, 0, size_bytes, 0, 0, 0))
+def _found(mode: int, *, inode: int = 7, rdev: int = 0) -> FoundFile:
+    found = os.stat_result((mode | 0o600, inode, 3, 1, 0, 0, 0, 0, 0, 0), {"st_rdev": rdev})
+    return FoundFile("/dev/x", -1, found)
 
 
 def _params(**changes: object) -> AioParams:
@@ -49,7 +50,6 @@ def test_what_the_system_says_of_a_file_is_passed_on(code: int, kind: ErrorKind)
 
 
 def test_nodes_of_one_block_device_are_one_file() -> None:
-    fields = {"st_rdev": 0x0800}
-    nodes = [os.stat_result((*_found(stat.S_IFBLK, inode=inode)[:10],), fields) for inode in (1, 2)]
-    assert file_id(nodes[0]) == file_id(nodes[1]) == ("device", 0x0800, 0)
-    assert file_id(_found(stat.S_IFREG, inode=1)) != file_id(_found(stat.S_IFREG, inode=2))
+    nodes = [_found(stat.S_IFBLK, inode=inode, rdev=0x0800) for inode in (1, 2)]
+    assert nodes[0].id == nodes[1].id == ("device", 0x0800, 0)
+    assert _found(stat.S_IFREG, inode=1).id != _found(stat.S_IFREG, inode=2).id

@@ -32,7 +32,7 @@ def _params(stripe_size_kb: int = 64) -> UbiParams:
 
 
 def _image(size_bytes: int | None) -> ImageFacts:
-    return ImageFacts(size_bytes=size_bytes, id=("file", 1, 1))
+    return ImageFacts(size_bytes=size_bytes, id=("file", 1, 1), descriptor=-1)
 
 
 def test_an_image_has_as_many_stripes_as_there_are_headers() -> None:

@@ -302,3 +302,24 @@ async def test_no_rpc_server_applies_the_configuration_and_listens_nowhere(proce
     assert "object=m event=nbd_export" in "".join(process.log)
     assert not process.socket.exists()
     assert await process.end(signal.SIGTERM) == 0
+
+
+async def test_files_are_only_used_below_the_allowed_directories(process: Process) -> None:
+    allowed = process.folder / "allowed"
+    for path in (allowed / "inside", process.folder / "outside"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(4096))
+    await process.start("--allowed-dir", str(allowed))
+    await process.until(READY)
+    create = {"name": "a", "block_size": 512}
+    answer = await process.request("bdev_aio_create", **create, filename=str(process.folder / "outside"))
+    assert answer["error"] == {"code": -13, "message": "Permission denied"}
+    assert "not below a directory that --allowed-dir names" in await process.until("--allowed-dir")
+    assert await process.call("bdev_aio_create", **create, filename=str(allowed / "inside")) == "a"
+    assert await process.end(signal.SIGTERM) == 0
+
+
+async def test_an_allowed_directory_that_is_not_there_ends_the_start(process: Process) -> None:
+    await process.start("--allowed-dir", "nowhere")
+    assert "allowed directory nowhere: No such file" in await process.until("failed")
+    assert await process.exit_code() == 1

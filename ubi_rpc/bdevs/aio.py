@@ -15,7 +15,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import FileId, file_id, stat_path
+from ubi_rpc.files import FileId, FoundFile, Lookup, OutsideError
 from ubi_rpc.params import Text, UInt32
 
 MIN_BLOCK_SIZE = 512
@@ -44,7 +44,7 @@ class AioParams(BdevParams):
     cache: Literal["none", "writeback"] = "none"
 
 
-class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
+class AioKind(BdevKind[AioParams, FoundFile | OSError]):
     """See the module."""
 
     name = "aio"
@@ -54,23 +54,23 @@ class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
     params = AioParams
 
     @override
-    async def probe(self, engine: Engine, params: AioParams) -> os.stat_result | OSError:
-        """Return what stat says of the file, or its error."""
-        return await engine.call(stat_path, params.filename)
+    async def probe(self, files: Lookup, params: AioParams) -> FoundFile | OSError:
+        """Return the file, or why there is none."""
+        return await files.find(params.filename)
 
     @override
-    def plan(self, params: AioParams, facts: os.stat_result | OSError, base: BdevInfo | None) -> None:
+    def plan(self, params: AioParams, facts: FoundFile | OSError, base: BdevInfo | None) -> None:
         """Check in SPDK's order: the file, nowait, the block size, the size."""
         if isinstance(facts, OSError):
             raise file_error(params.filename, facts)
-        if stat.S_ISDIR(facts.st_mode):
+        if stat.S_ISDIR(facts.stat.st_mode):
             raise UbiError(
                 ErrorKind.INVALID_PARAMS,
                 f"{params.filename} is a directory; name a file or a block device",
                 errno=errno.EISDIR,
             )
-        is_file = stat.S_ISREG(facts.st_mode)
-        if not is_file and not stat.S_ISBLK(facts.st_mode):
+        is_file = stat.S_ISREG(facts.stat.st_mode)
+        if not is_file and not stat.S_ISBLK(facts.stat.st_mode):
             raise invalid(f"{params.filename} is neither a regular file nor a block device")
         if params.nowait and is_file:
             raise UbiError(ErrorKind.UNSUPPORTED, f"{params.filename} is a plain file: nowait needs a block device")
@@ -80,22 +80,27 @@ class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
             return
         if params.block_size < MIN_BLOCK_SIZE or not is_power_of_two(params.block_size):
             raise invalid(f"block_size {params.block_size} is not a power of two from {MIN_BLOCK_SIZE} bytes up")
-        if is_file and facts.st_size % params.block_size:
+        if is_file and facts.stat.st_size % params.block_size:
             raise invalid(
-                f"the size of {params.filename}, {facts.st_size} bytes, is not a multiple of {params.block_size}"
+                f"the size of {params.filename}, {facts.stat.st_size} bytes, is not a multiple of {params.block_size}"
             )
 
     @override
-    def files(self, params: AioParams, facts: os.stat_result | OSError) -> dict[FileId, bool]:
+    def files(self, params: AioParams, facts: FoundFile | OSError) -> dict[FileId, bool]:
         """Return the file."""
-        return {} if isinstance(facts, OSError) else {file_id(facts): not params.readonly}
+        return {} if isinstance(facts, OSError) else {facts.id: not params.readonly}
 
     @override
-    async def open(self, engine: Engine, name: str, params: AioParams, base: Bdev | None) -> Bdev:
-        """Open and lock the file."""
+    async def open(
+        self, engine: Engine, name: str, params: AioParams, facts: FoundFile | OSError, base: Bdev | None
+    ) -> Bdev:
+        """Open and lock the file that was found."""
+        if isinstance(facts, OSError):
+            raise AssertionError("a file that was not found is not opened")
         return await engine.create_aio(
             name=name,
             path=params.filename,
+            descriptor=facts.descriptor,
             block_size=params.block_size or None,
             readonly=params.readonly,
             cache=params.cache,
@@ -126,6 +131,8 @@ class AioKind(BdevKind[AioParams, os.stat_result | OSError]):
 
 def file_error(path: str, error: OSError) -> UbiError:
     """Return the error of a file that cannot be looked at, with the system's errno."""
+    if isinstance(error, OutsideError):
+        return UbiError(ErrorKind.PERMISSION, str(error.strerror), errno=error.errno)
     code = error.errno or errno.EIO
     kind = {errno.ENOENT: ErrorKind.NOT_FOUND, errno.EACCES: ErrorKind.PERMISSION}.get(code, ErrorKind.INVALID_PARAMS)
     return UbiError(kind, f"{path}: {os.strerror(code)}", errno=code)

@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId, Lookup
 from ubi_rpc.params import Params, Text, Uuid
 
 IO_TYPES = (
@@ -84,8 +84,8 @@ class BdevKind(Protocol[P_contra, F]):
     def params(self) -> type[BdevParams]:
         """The params model of bdev_<name>_create."""
 
-    async def probe(self, engine: Engine, params: P_contra) -> F:
-        """Look at files without opening or changing them; what cannot be seen is a fact, not an error."""
+    async def probe(self, files: Lookup, params: P_contra) -> F:
+        """Look for files without opening or changing them; what cannot be found is a fact, not an error."""
 
     def plan(self, params: P_contra, facts: F, base: BdevInfo | None) -> None:
         """Raise the `UbiError` that SPDK would give for these parameters, or return. Without I/O."""
@@ -93,8 +93,8 @@ class BdevKind(Protocol[P_contra, F]):
     def files(self, params: P_contra, facts: F) -> dict[FileId, bool]:
         """Return the files that it uses, each with whether it writes to it."""
 
-    async def open(self, engine: Engine, name: str, params: P_contra, base: Bdev | None) -> Bdev:
-        """Act. After a failure nothing is open and nothing is written."""
+    async def open(self, engine: Engine, name: str, params: P_contra, facts: F, base: Bdev | None) -> Bdev:
+        """Act, on the files that `probe` found. After a failure nothing is open and nothing is written."""
 
     def io_types(self, params: P_contra, info: BdevInfo) -> frozenset[str]:
         """Which of `IO_TYPES` are supported."""

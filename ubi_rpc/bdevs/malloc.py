@@ -13,7 +13,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId, Lookup
 from ubi_rpc.params import Int32, UInt32, UInt64
 
 SECTOR = 512
@@ -66,7 +66,7 @@ class MallocKind(BdevKind[MallocParams, None]):
     params = MallocParams
 
     @override
-    async def probe(self, engine: Engine, params: MallocParams) -> None:
+    async def probe(self, files: Lookup, params: MallocParams) -> None:
         """Nothing outside the parameters matters."""
 
     @override
@@ -91,7 +91,7 @@ class MallocKind(BdevKind[MallocParams, None]):
         return {}
 
     @override
-    async def open(self, engine: Engine, name: str, params: MallocParams, base: Bdev | None) -> Bdev:
+    async def open(self, engine: Engine, name: str, params: MallocParams, facts: None, base: Bdev | None) -> Bdev:
         """Take the memory."""
         return await engine.create_malloc(name=name, num_blocks=params.num_blocks, block_size=params.block_size)
 

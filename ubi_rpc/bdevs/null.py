@@ -10,7 +10,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, invalid
 from ubi_rpc.bdevs.malloc import MemoryDiskParams, plan_block_size, refuse_metadata
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId, Lookup
 from ubi_rpc.params import Text, UInt32
 
 MAX_SIZE_BYTES = 2**63 - 1
@@ -47,7 +47,7 @@ class NullKind(BdevKind[NullParams, None]):
     params = NullParams
 
     @override
-    async def probe(self, engine: Engine, params: NullParams) -> None:
+    async def probe(self, files: Lookup, params: NullParams) -> None:
         """Nothing outside the parameters matters."""
 
     @override
@@ -68,7 +68,7 @@ class NullKind(BdevKind[NullParams, None]):
         return {}
 
     @override
-    async def open(self, engine: Engine, name: str, params: NullParams, base: Bdev | None) -> Bdev:
+    async def open(self, engine: Engine, name: str, params: NullParams, facts: None, base: Bdev | None) -> Bdev:
         """Make it."""
         return await engine.create_null(name=name, num_blocks=params.num_blocks, block_size=params.block_size)
 

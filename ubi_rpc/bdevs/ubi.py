@@ -11,7 +11,7 @@ from typing_extensions import override
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import UbiError
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId, Lookup
 from ubi_rpc.images import file
 from ubi_rpc.params import Text, UInt32
 
@@ -68,9 +68,9 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
     params = UbiParams
 
     @override
-    async def probe(self, engine: Engine, params: UbiParams) -> file.ImageFacts | UbiError:
+    async def probe(self, files: Lookup, params: UbiParams) -> file.ImageFacts | UbiError:
         """Look at the image."""
-        return await file.probe(engine, params.image_path)
+        return await file.probe(files, params.image_path)
 
     @override
     def plan(self, params: UbiParams, facts: file.ImageFacts | UbiError, base: BdevInfo | None) -> None:
@@ -96,14 +96,17 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
         return {} if isinstance(facts, UbiError) else {facts.id: False}
 
     @override
-    async def open(self, engine: Engine, name: str, params: UbiParams, base: Bdev | None) -> Bdev:
+    async def open(
+        self, engine: Engine, name: str, params: UbiParams, facts: file.ImageFacts | UbiError, base: Bdev | None
+    ) -> Bdev:
         """Format the base if it is new, else open what is on it."""
-        if base is None:
-            raise AssertionError("a ubi bdev always has a base")
+        if base is None or isinstance(facts, UbiError):
+            raise AssertionError("a ubi bdev always has a base and an image")
         return await engine.create_ubi(
             name=name,
             base=base,
             image_path=params.image_path,
+            image_descriptor=facts.descriptor,
             stripe_size_kb=params.stripe_kb,
             no_sync=params.no_sync,
             copy_on_read=params.copy_on_read,

@@ -10,9 +10,8 @@ import os
 import stat
 from dataclasses import dataclass
 
-from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import FileId, file_id, stat_path
+from ubi_rpc.files import FileId, FoundFile, Lookup, OutsideError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +21,33 @@ class ImageFacts:
     Args:
         size_bytes: None where only opening tells (block devices).
         id: which file it is, whatever its path.
+        descriptor: stands for the file until the request is done.
     """
 
     size_bytes: int | None
     id: FileId
+    descriptor: int
 
 
-async def probe(engine: Engine, path: str) -> ImageFacts | UbiError:
-    """Look at an image file; what makes it unusable comes back as the error to raise, EINVAL as in bdev_ubi."""
-    return await engine.call(_probe, path)
+async def probe(files: Lookup, path: str) -> ImageFacts | UbiError:
+    """Look at an image file; what makes it unusable comes back as the error to raise, EINVAL as in bdev_ubi.
+
+    An image outside of the allowed directories, which bdev_ubi does not have, is EACCES.
+    """
+    return plan(await files.find(path), path)
 
 
-def _probe(path: str) -> ImageFacts | UbiError:
-    found = stat_path(path)
+def plan(found: FoundFile | OSError, path: str) -> ImageFacts | UbiError:
+    """Decide whether what a path led to can be an image."""
+    if isinstance(found, OutsideError):
+        return UbiError(ErrorKind.PERMISSION, f"image {found.strerror}", errno=found.errno)
     if isinstance(found, OSError):
         return _unusable(f"image {path}: {os.strerror(found.errno or errno.EIO)}")
-    if stat.S_ISBLK(found.st_mode):
-        return ImageFacts(size_bytes=None, id=file_id(found))
-    if not stat.S_ISREG(found.st_mode):
+    if stat.S_ISBLK(found.stat.st_mode):
+        return ImageFacts(size_bytes=None, id=found.id, descriptor=found.descriptor)
+    if not stat.S_ISREG(found.stat.st_mode):
         return _unusable(f"image {path} is neither a regular file nor a block device")
-    return ImageFacts(size_bytes=found.st_size, id=file_id(found))
+    return ImageFacts(size_bytes=found.stat.st_size, id=found.id, descriptor=found.descriptor)
 
 
 def _unusable(message: str) -> UbiError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
 from ubi_rpc.engine import Bdev
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId
 from ubi_rpc.frontends.export import Export, ExportPlan, Frontend
 from ubi_rpc.params import Params
 from ubi_rpc.storage.stats import Baseline

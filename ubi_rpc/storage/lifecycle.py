@@ -19,6 +19,7 @@ from typing import Any
 from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams
 from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.files import Files, Lookup
 from ubi_rpc.frontends.export import Frontend
 from ubi_rpc.params import Params
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
@@ -39,12 +40,14 @@ class Lifecycle:
         engine: makes them.
         registry: the objects; read freely, changed here alone.
         events: told of every object that came or went.
+        files: where files of requests may be; everywhere when left out.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, events: Events) -> None:
+    def __init__(self, engine: Engine, registry: Registry, events: Events, files: Files | None = None) -> None:
         self.registry = registry
         self.events = events
         self._engine = engine
+        self._files = Files() if files is None else files
         self._turns = Turns()
         self._stopping = False
 
@@ -71,12 +74,14 @@ class Lifecycle:
         return name
 
     async def _create_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams) -> None:
-        facts = await kind.probe(self._engine, params)
-        entry = self._plan_bdev(kind, name, params, facts)
-        async with AsyncExitStack() as undo:
-            undo.callback(self.registry.release, entry)
-            entry.handle = await kind.open(self._engine, name, params, entry.base.bdev if entry.base else None)
-            undo.pop_all()
+        with Lookup(self._files, self._engine.call) as files:
+            facts = await kind.probe(files, params)
+            entry = self._plan_bdev(kind, name, params, facts)
+            async with AsyncExitStack() as undo:
+                undo.callback(self.registry.release, entry)
+                base = entry.base.bdev if entry.base else None
+                entry.handle = await kind.open(self._engine, name, params, facts, base)
+                undo.pop_all()
         entry.state = ObjectState.ONLINE
         self.events.emit("bdev_register", name)
 

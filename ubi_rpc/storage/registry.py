@@ -12,7 +12,7 @@ from typing import Any
 
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.file_identity import FileId
+from ubi_rpc.files import FileId
 from ubi_rpc.frontends.export import Frontend
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.turns import Key

@@ -16,6 +16,7 @@ use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::events::{Events, Level};
 use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
+use ubi_engine::sys::file::path_of;
 
 use crate::bdev::PyBdev;
 use crate::error::to_python;
@@ -92,7 +93,7 @@ impl PyEngine {
         self.events.drain().into_iter().map(|event| (event.level.as_str(), event.object, event.message)).collect()
     }
 
-    #[pyo3(signature = (*, name, path, block_size, readonly, cache, fallocate))]
+    #[pyo3(signature = (*, name, path, block_size, readonly, cache, fallocate, descriptor=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     fn create_aio(
         &self,
@@ -103,6 +104,7 @@ impl PyEngine {
         readonly: bool,
         cache: &str,
         fallocate: bool,
+        descriptor: Option<i32>,
     ) -> PyResult<PyBdev> {
         let cache = match cache {
             "none" => Cache::None,
@@ -110,8 +112,9 @@ impl PyEngine {
             other => return Err(PyValueError::new_err(format!("cache {other:?}: none or writeback"))),
         };
         let options = AioOptions { name, path, block_size, readonly, cache, fallocate, lock_wait: LOCK_WAIT };
+        let source = descriptor.map_or_else(|| options.path.clone(), path_of);
         self.create(py, |_| {
-            let bdev = AioBdev::open(&options)?;
+            let bdev = AioBdev::open_by(&source, &options)?;
             if bdev.opened_elsewhere() == Some(true) {
                 let message = format!("another program has {} open without a lock", options.path.display());
                 self.events.post(Level::Warning, &options.name, message);
@@ -130,7 +133,7 @@ impl PyEngine {
         self.create(py, |_| NullBdev::new(name, num_blocks, block_size))
     }
 
-    #[pyo3(signature = (*, name, base, image_path, stripe_size_kb, no_sync, copy_on_read, directio))]
+    #[pyo3(signature = (*, name, base, image_path, stripe_size_kb, no_sync, copy_on_read, directio, image_descriptor=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     fn create_ubi(
         &self,
@@ -142,13 +145,15 @@ impl PyEngine {
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
+        image_descriptor: Option<i32>,
     ) -> PyResult<PyBdev> {
         let events = Some(Arc::clone(&self.events));
         let options = UbiOptions { name, stripe_size_kb, no_sync, copy_on_read, directio, events };
+        let source = image_descriptor.map_or_else(|| image_path.clone(), path_of);
         let made = py.detach(|| {
             let engine = self.get()?;
             let base = base.get()?;
-            let image = FileImage::open(&image_path, directio)?;
+            let image = FileImage::open_by(&source, &image_path, directio)?;
             let opened = engine.handle().run(move || Box::pin(async move { ubi::open(base, image, options).await }))?;
             Ok(PyBdev::new(&engine, opened))
         });

@@ -76,8 +76,16 @@ impl AioBdev {
     /// # Errors
     /// `NotFound`, `InvalidParams` (EISDIR, EINVAL), `Busy` naming the holder, `Unsupported` without O_DIRECT.
     pub fn open(options: &AioOptions) -> Result<Self> {
-        let kind = check_kind(&options.path)?;
-        let file = open_file(options, kind)?;
+        Self::open_by(&options.path, options)
+    }
+
+    /// The same by another name of the file, such as that of a descriptor; messages go on calling it by its path.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_by(source: &Path, options: &AioOptions) -> Result<Self> {
+        let kind = check_kind(source, &options.path)?;
+        let file = open_file(source, options, kind)?;
         wait_for_lock(&file, options)?;
         let in_memory = file.is_in_memory();
         let align = if options.cache == Cache::None && !in_memory { file.direct_align() } else { None };
@@ -344,9 +352,9 @@ enum Kind {
 }
 
 /// Look before opening: opening a FIFO or a tape has effects of its own.
-fn check_kind(path: &Path) -> Result<Kind> {
+fn check_kind(source: &Path, path: &Path) -> Result<Kind> {
     use std::os::unix::fs::FileTypeExt;
-    let meta = std::fs::metadata(path).map_err(|error| Error::from_io(path.display(), &error))?;
+    let meta = std::fs::metadata(source).map_err(|error| Error::from_io(path.display(), &error))?;
     let kind = meta.file_type();
     if kind.is_file() {
         Ok(Kind::Regular)
@@ -361,10 +369,11 @@ fn check_kind(path: &Path) -> Result<Kind> {
     }
 }
 
-fn open_file(options: &AioOptions, kind: Kind) -> Result<StorageFile> {
+fn open_file(source: &Path, options: &AioOptions, kind: Kind) -> Result<StorageFile> {
     let open = |direct| {
         let exclusive = kind == Kind::BlockDevice && !options.readonly;
-        StorageFile::open(&options.path, OpenOptions { write: !options.readonly, direct, exclusive })
+        let flags = OpenOptions { write: !options.readonly, direct, exclusive };
+        StorageFile::open_as(source, &options.path, flags)
     };
     open(options.cache == Cache::None).map_err(|error| match error.raw_os_error() {
         Some(libc::EINVAL) if options.cache == Cache::None => {
@@ -431,6 +440,7 @@ fn geometry(file: &StorageFile, kind: Kind, options: &AioOptions, direct_offset:
 mod tests {
     use super::*;
     use crate::reactor::exec::block_on;
+    use crate::sys::file::path_of;
 
     #[test]
     fn a_rescan_takes_whole_blocks_that_the_file_grew_by_and_refuses_less() {
@@ -476,6 +486,20 @@ mod tests {
         assert!(error.message().contains("another bdev of this daemon"), "{error}");
         drop(first);
         AioBdev::open(&options(&path, Cache::Writeback)).expect("free again");
+    }
+
+    #[test]
+    fn what_a_descriptor_stands_for_is_opened_whatever_its_name_leads_to_by_then() {
+        use std::os::fd::AsRawFd;
+        let (dir, path) = base(8192);
+        let found = std::fs::File::open(&path).expect("open");
+        let (_other_dir, other) = base(4096);
+        std::fs::rename(&path, dir.path().join("moved")).expect("rename");
+        std::os::unix::fs::symlink(&other, &path).expect("symlink");
+        let source = path_of(found.as_raw_fd());
+        let bdev = AioBdev::open_by(&source, &options(&path, Cache::Writeback)).expect("open");
+        assert_eq!(bdev.info().size_bytes(), 8192);
+        assert_eq!(bdev.file.name(), path.display().to_string());
     }
 
     #[test]

@@ -53,8 +53,16 @@ impl FileImage {
     /// `InvalidParams` (EINVAL, as bdev_ubi answers) naming the image and what is wrong: missing, unreadable, a
     /// directory, anything else that is neither a regular file nor a block device.
     pub fn open(path: &Path, directio: bool) -> Result<Arc<Self>> {
-        let is_device = check_kind(path)?;
-        let (file, direct_align) = open_file(path, directio)?;
+        Self::open_by(path, path, directio)
+    }
+
+    /// The same by another name of the file, such as that of a descriptor; messages go on calling it by its path.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_by(source: &Path, path: &Path, directio: bool) -> Result<Arc<Self>> {
+        let is_device = check_kind(source, path)?;
+        let (file, direct_align) = open_file(source, path, directio)?;
         let identity = identity_of(&file, is_device).map_err(|error| unusable(path, &error))?;
         let key = (identity, directio);
         if let Some(shared) = lock(registry()).get(&key).and_then(Weak::upgrade) {
@@ -80,9 +88,9 @@ fn share(key: (FileIdentity, bool), opened: SharedFile) -> Arc<SharedFile> {
 }
 
 /// Whether it is a block device; looked at before opening, since opening a FIFO or a tape has effects of its own.
-fn check_kind(path: &Path) -> Result<bool> {
+fn check_kind(source: &Path, path: &Path) -> Result<bool> {
     use std::os::unix::fs::FileTypeExt;
-    let kind = std::fs::metadata(path).map_err(|error| unusable(path, &error))?.file_type();
+    let kind = std::fs::metadata(source).map_err(|error| unusable(path, &error))?.file_type();
     if kind.is_file() || kind.is_block_device() {
         return Ok(kind.is_block_device());
     }
@@ -100,16 +108,16 @@ fn check_kind(path: &Path) -> Result<bool> {
     Err(Error::new(ErrorKind::InvalidParams, message))
 }
 
-fn open_file(path: &Path, directio: bool) -> Result<(StorageFile, Option<u64>)> {
+fn open_file(source: &Path, path: &Path, directio: bool) -> Result<(StorageFile, Option<u64>)> {
     if directio {
-        let direct = StorageFile::open(path, OpenOptions { direct: true, ..OpenOptions::default() });
+        let direct = StorageFile::open_as(source, path, OpenOptions { direct: true, ..OpenOptions::default() });
         let align = direct.as_ref().ok().and_then(StorageFile::direct_align).map(|align| u64::from(align.offset));
         let usable = align.filter(|&align| align.is_power_of_two() && align <= BUF_ALIGN as u64);
         if let (Ok(file), Some(align)) = (direct, usable) {
             return Ok((file, Some(align)));
         }
     }
-    let file = StorageFile::open(path, OpenOptions::default()).map_err(|error| unusable(path, &error))?;
+    let file = StorageFile::open_as(source, path, OpenOptions::default()).map_err(|error| unusable(path, &error))?;
     Ok((file, None))
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How a descriptor is opened.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,14 +71,26 @@ pub struct StorageFile {
 const REMOTE_FILE_SYSTEMS: [i64; 8] =
     [0x6573_5546, 0x6969, 0xff53_4d42, 0xfe53_4d42, 0x00c3_6400, 0x0102_1997, 0x5346_414f, 0x517b];
 
+/// A path that names what an open descriptor (O_PATH will do) stands for, whatever has become of its name since.
+///
+/// Source: proc_pid_fd(5): opening it opens the same inode.
+pub fn path_of(descriptor: RawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{descriptor}"))
+}
+
 fn check(result: libc::c_long) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 impl StorageFile {
-    /// Open `path` (O_CLOEXEC always). `name` appears in error messages.
+    /// Open `path` (O_CLOEXEC always).
     pub fn open(path: &Path, options: OpenOptions) -> io::Result<Self> {
-        let c_path = CString::new(path.as_os_str().as_bytes())?;
+        Self::open_as(path, path, options)
+    }
+
+    /// Open `source`, which is a name of its own or one of [`path_of`]; `name` is what messages call it.
+    pub fn open_as(source: &Path, name: &Path, options: OpenOptions) -> io::Result<Self> {
+        let c_path = CString::new(source.as_os_str().as_bytes())?;
         let mut flags = libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK;
         flags |= if options.write { libc::O_RDWR } else { libc::O_RDONLY };
         if options.direct {
@@ -94,7 +106,7 @@ impl StorageFile {
         }
         // SAFETY: `fd` was just opened and nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
-        let mut opened = Self { file, name: path.display().to_string(), direct: options.direct, remote: false };
+        let mut opened = Self { file, name: name.display().to_string(), direct: options.direct, remote: false };
         opened.set_blocking()?;
         opened.remote = opened.file_system().is_none_or(|kind| REMOTE_FILE_SYSTEMS.contains(&kind));
         Ok(opened)
