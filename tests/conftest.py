@@ -23,6 +23,7 @@ from ubi_rpc.rpc.method import State
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.startup import Startup
 from ubi_rpc.storage.config_file import ConfigError
+from ubi_rpc.storage.config_keep import ConfigKeeper
 from ubi_rpc.storage.events import Events
 from ubi_rpc.storage.lifecycle import Lifecycle
 from ubi_rpc.storage.registry import Registry
@@ -91,18 +92,24 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 @asynccontextmanager
-async def running_domain(world: World, tmp_path: Path, files: Files | None = None) -> AsyncIterator[Domain]:
+async def running_domain(
+    world: World, tmp_path: Path, files: Files | None = None, keeper: ConfigKeeper | None = None
+) -> AsyncIterator[Domain]:
     """Run a domain over an installed double; afterwards everything must close in order."""
     killed: list[int] = []
     failed: list[ConfigError] = []
     engine = Engine()
     await engine.start(cpus=None, reactors=1, io_engine="auto")
-    lifecycle = Lifecycle(engine, Registry(), Events(), files)
+    lifecycle = Lifecycle(engine, Registry(), Events(), files, keeper)
 
     async def call(name: str, params: object) -> object:
         return await made.dispatcher.call(name, params)
 
-    startup = Startup(call, ignore_errors=False, failed=failed.append)
+    async def applied() -> None:
+        if keeper is not None:
+            await keeper.begin(None)
+
+    startup = Startup(call, ignore_errors=False, applied=applied, failed=failed.append)
     startup.state = State.RUNTIME
     services = Services(
         lifecycle=lifecycle,

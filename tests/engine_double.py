@@ -146,6 +146,7 @@ class NbdListener:
         self._unix = unix
         self._exports: dict[str, Bdev] = {}
         self.offers = world.offers
+        self._open = False
         world.listeners.append(address)
 
     def add_export(
@@ -167,6 +168,12 @@ class NbdListener:
         self._world.enter("remove_export", name)
         self._exports.pop(name).users -= 1
 
+    def open(self) -> None:
+        self._world.enter("open_listener", self.address)
+        if self._unix and not self._open:
+            Path(self.address).touch()
+        self._open = True
+
     def exports(self) -> list[dict[str, object]]:
         return [{"name": name, "connections": 3} for name in self._exports]
 
@@ -174,7 +181,7 @@ class NbdListener:
         assert not self._exports, f"listener closed with exports {list(self._exports)}"
         self._world.enter("close_listener", self.address)
         self._world.listeners.remove(self.address)
-        if self._unix:
+        if self._unix and self._open:
             with suppress(FileNotFoundError):
                 Path(self.address).unlink()
 
@@ -271,9 +278,7 @@ class Engine:
 
     def listen_nbd_unix(self, *, path: str) -> NbdListener:
         self._world.enter("listen", path)
-        listener = NbdListener(self._world, path, unix=True)
-        Path(path).touch()
-        return listener
+        return NbdListener(self._world, path, unix=True)
 
     def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener:
         self._world.enter("listen", f"{host}:{port}")

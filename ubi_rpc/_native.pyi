@@ -100,6 +100,8 @@ class NbdListener:
     def remove_export(self, name: str) -> None:
         """Refuse new clients, finish what is in flight, close the export's connections, return."""
     def exports(self) -> list[NbdExportInfo]: ...
+    def open(self) -> None:
+        """Let clients in; before, none is answered, and nothing is at the path of a Unix socket. Idempotent."""
     def close(self) -> None:
         """Stop listening, drop handshakes, remove the socket file. Exports must be gone first."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import logging
 import os
 import resource
@@ -22,17 +23,22 @@ from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
 from ubi_rpc.log_control import FLAGS, LogControl
 from ubi_rpc.methods import METHODS
+from ubi_rpc.methods.config import option_entries
 from ubi_rpc.methods.services import Services
 from ubi_rpc.rpc.contract import openrpc
 from ubi_rpc.rpc.dispatch import Dispatcher
+from ubi_rpc.rpc.json_values import DuplicateKeyError, to_plain
 from ubi_rpc.rpc.method import State
 from ubi_rpc.rpc.unix_server import SocketInUseError, UnixServer
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.settings import STOP_TIMEOUT_S, Settings
 from ubi_rpc.startup import Startup
 from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Step
+from ubi_rpc.storage.config_keep import ConfigKeeper
 from ubi_rpc.storage.events import Events
+from ubi_rpc.storage.kept_file import KeptFile
 from ubi_rpc.storage.lifecycle import Lifecycle
+from ubi_rpc.storage.options import Options
 from ubi_rpc.storage.registry import Registry
 
 EXIT_FAILED = 1
@@ -89,25 +95,36 @@ class Daemon:
         settings = self._settings
         if settings.ignored:
             _log.info("options without effect here: %s", " ".join(settings.ignored))
-        source = None if settings.config is None else ConfigSource(settings.config)
-        engine = Engine()
+        kept = None if settings.persist is None else _lock_kept(settings.persist, parts)
+        source, loaded = _read_config(settings.config, kept)
+        engine, options = Engine(), Options()
         files = Files(settings.allowed_dirs)
         parts.callback(files.close)
-        lifecycle = Lifecycle(engine, Registry(), Events(), files)
+        keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options))
+        lifecycle = Lifecycle(engine, Registry(), Events(), files, keeper)
+        nbd = NbdFrontend(engine, settings.socket_dir)
+
+        async def applied() -> None:
+            if keeper is not None:
+                await keeper.begin(loaded)
+            await nbd.open_sockets()
+
         startup = Startup(
             lambda name, params: _call(dispatcher, name, params),
             ignore_errors=settings.ignore_init_errors,
+            applied=applied,
             failed=self._init_failed,
         )
         services = Services(
             lifecycle=lifecycle,
-            nbd=NbdFrontend(engine, settings.socket_dir),
+            nbd=nbd,
             startup=startup,
             method_names=lambda current: dispatcher.method_names(current=current),
             kill=lambda number: os.kill(os.getpid(), number),
             version=native.version(),
             discover=lambda: openrpc(dispatcher.methods.values(), native.version()),
             log=LogControl(logging.getLogger().handlers),
+            options=options,
         )
         _set_log_flags(services.log, settings.log_flags)
         dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
@@ -115,7 +132,6 @@ class Daemon:
         if source is not None:
             startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
 
-        _raise_file_limit()
         if settings.rpc_server:
             parts.push_async_callback(server.stop)
             await server.start(paused=True)
@@ -123,25 +139,27 @@ class Daemon:
             parts.callback(settings.pid_file.unlink, missing_ok=True)
             _write_pid(settings.pid_file)
         _make_state_dir(settings.state_dir)
+        _raise_file_limit()
         parts.push_async_callback(engine.shutdown)
         await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
         parts.push_async_callback(lifecycle.stop)
         parts.push_async_callback(server.quiesce)
+        nbd.hold_sockets()
         await startup.run_startup_pass()
         if not settings.wait_for_rpc:
             await startup.start_init()
         if settings.rpc_server:
             server.resume()
-        self._announce(engine, startup)
+        self._announce(engine, startup, source)
 
-    def _announce(self, engine: Engine, startup: Startup) -> None:
+    def _announce(self, engine: Engine, startup: Startup, source: ConfigSource | None) -> None:
         settings = self._settings
         _log.info(
             "ubi_tgt ready rpc=%s reactors=%d io_engine=%s config=%s state=%s",
             settings.rpc_socket,
             settings.reactors,
             engine.io_engine,
-            settings.config or "none",
+            "none" if source is None else source.name,
             (startup.state.name or "").lower(),
         )
 
@@ -209,6 +227,26 @@ def _make_state_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         _log.warning("state_dir=%s cannot be used: %s", path, os.strerror(error.errno or errno.EIO))
+
+
+def _lock_kept(path: Path, parts: AsyncExitStack) -> KeptFile:
+    kept = KeptFile(path)
+    parts.callback(kept.unlock)
+    kept.lock()
+    return kept
+
+
+def _read_config(path: Path | None, kept: KeptFile | None) -> tuple[ConfigSource | None, object]:
+    """Return the configuration to apply, and what the kept file says: once there is one, it is the configuration."""
+    if kept is not None and kept.path.exists():
+        source = ConfigSource(kept.path)
+        if path is not None:
+            _log.info("config=%s is not applied: persist=%s has what ran last", path, kept.path)
+        try:
+            return source, to_plain(source.root)
+        except DuplicateKeyError:
+            return source, source.root  # whoever applies it refuses it, and says where
+    return (None if path is None else ConfigSource(path)), None
 
 
 def _plan_config(source: ConfigSource, dispatcher: Dispatcher, *, ignore_errors: bool) -> list[Step]:

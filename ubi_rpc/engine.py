@@ -129,6 +129,10 @@ class NbdListener:
         """Return what the listener offers, with the number of connections of each."""
         return await self._engine.call(self._native.exports)
 
+    async def open(self) -> None:
+        """Let clients in; before, none is answered. Idempotent."""
+        await self._engine.call(self._native.open)
+
     async def close(self) -> None:
         """Stop listening and remove the socket file. Exports must be gone first."""
         await self._engine.call(self._native.close)
@@ -251,11 +255,11 @@ class Engine:
         )
 
     async def listen_nbd_unix(self, path: str) -> NbdListener:
-        """Listen for NBD clients on a Unix socket."""
+        """Prepare a Unix socket for NBD clients; `NbdListener.open` lets them in."""
         return NbdListener(self, await self.call(self._running.listen_nbd_unix, path=path))
 
     async def listen_nbd_tcp(self, host: str, port: int) -> NbdListener:
-        """Listen for NBD clients on TCP; port 0 takes a free one."""
+        """Prepare a TCP port for NBD clients, 0 for a free one; `NbdListener.open` lets them in."""
         return NbdListener(self, await self.call(self._running.listen_nbd_tcp, host=host, port=port))
 
     async def shutdown(self) -> None:

@@ -49,6 +49,7 @@ class Settings:
         wait_for_rpc: stay in the STARTUP state until framework_start_init is called.
         rpcs_allowed: the only methods that may be called; None allows all.
         io_engine: how the engine does I/O.
+        persist: file that the running configuration is kept in, and read from at the next start.
         check_config: only check this configuration and exit.
         rpc_server: listen for clients.
         rpc_group: number of the group whose members may use the JSON-RPC socket; None for the user alone.
@@ -69,6 +70,7 @@ class Settings:
     rpcs_allowed: frozenset[str] | None
     io_engine: IoEngine
     check_config: Path | None = None
+    persist: Path | None = None
     rpc_server: bool = True
     rpc_group: int | None = None
     pid_file: Path | None = None
@@ -152,6 +154,9 @@ def parser() -> argparse.ArgumentParser:
         help="SPDK JSON configuration to apply at start")  # fmt: skip
     add("--json-ignore-init-errors", dest="ignore_init_errors", action="store_true",
         help="log a failing entry of the configuration and go on")  # fmt: skip
+    add("--persist", metavar="FILE", type=Path, default=None,
+        help="keep the running configuration in FILE: written before a create or delete is answered, applied at the "
+             "next start instead of --json")  # fmt: skip
     add("--wait-for-rpc", action="store_true", help="wait for framework_start_init before the objects are made")
     add("--rpcs-allowed", metavar="NAME,...", default=None, help="the only methods that may be called")
     add("--allowed-dir", dest="allowed_dirs", metavar="DIR", type=Path, action="append", default=[],
@@ -199,6 +204,7 @@ def parse(argv: list[str]) -> Settings | None:
         rpcs_allowed=None if allowed is None else frozenset(name.strip() for name in allowed.split(",")),
         io_engine=args.io_engine,
         check_config=args.check_config,
+        persist=args.persist,
         rpc_server=args.rpc_server,
         rpc_group=args.rpc_group,
         pid_file=args.pid_file,

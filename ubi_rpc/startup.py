@@ -6,11 +6,14 @@ Owns the state that methods are checked against. Does not own the objects that a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.rpc.method import State
 from ubi_rpc.storage.config_file import Call, ConfigError, Step, apply
+from ubi_rpc.storage.config_keep import LOADING
+
+EXIT_CANNOT_RUN = 1
 
 
 class Startup:
@@ -19,15 +22,24 @@ class Startup:
     Args:
         call: makes one call of the configuration.
         ignore_errors: log calls that fail and go on.
+        applied: what comes after the second pass, before anybody is told that the subsystems are up.
         failed: told when the second pass failed; the daemon is to stop with that error's exit code.
     """
 
-    def __init__(self, call: Call, *, ignore_errors: bool, failed: Callable[[ConfigError], None]) -> None:
+    def __init__(
+        self,
+        call: Call,
+        *,
+        ignore_errors: bool,
+        applied: Callable[[], Awaitable[None]],
+        failed: Callable[[ConfigError], None],
+    ) -> None:
         self.state = State.STARTUP
         self.steps: list[Step] = []
         """The calls of the configuration."""
         self._call = call
         self._ignore_errors = ignore_errors
+        self._applied = applied
         self._failed = failed
         self._initialised = asyncio.Event()
         self._init: asyncio.Task[None] | None = None
@@ -59,9 +71,12 @@ class Startup:
 
     async def _bring_up(self) -> None:
         self.state = State.RUNTIME
+        LOADING.set(True)
         try:
             await apply(self.steps, self._call, startup=False, ignore_errors=self._ignore_errors)
-        except ConfigError as error:
-            self._failed(error)
-            raise
+            await self._applied()
+        except (ConfigError, UbiError) as error:
+            failure = error if isinstance(error, ConfigError) else ConfigError(str(error), EXIT_CANNOT_RUN)
+            self._failed(failure)
+            raise failure from error
         self._initialised.set()

@@ -119,7 +119,6 @@ async def act_later(world: World, _params: NoParams) -> object:
 TEST_METHODS = (
     Method("echo", ValueParams, echo, ANY_STATE),
     Method("hold", HoldParams, hold),
-    Method("get_held", HoldParams, hold),
     Method("fail", FailParams, fail),
     Method("fail_602", FailParams, fail, failure_code=-32602),
     Method("typed", TypedParams, typed, decode_error=INVALID_PARAMETERS),
@@ -131,10 +130,6 @@ TEST_METHODS = (
     Method("startup_only", NoParams, version, State.STARTUP),
     *CONNECTION_METHODS,
 )
-
-
-CONNECTIONS = 64
-"""Served at once by the fixture's server."""
 
 
 class Client:
@@ -192,7 +187,7 @@ def socket_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def server(dispatcher: Dispatcher, socket_path: Path) -> AsyncIterator[UnixServer]:
-    server = UnixServer(socket_path, dispatcher, max_connections=CONNECTIONS)
+    server = UnixServer(socket_path, dispatcher)
     await server.start()
     yield server
     await server.stop()

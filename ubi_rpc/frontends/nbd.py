@@ -77,6 +77,21 @@ class NbdFrontend(Frontend[NbdExportParams]):
         self._engine = engine
         self._socket_dir = socket_dir
         self._listeners: dict[str, _Listener] = {}
+        self._held: list[NbdListener] | None = None
+
+    def hold_sockets(self) -> None:
+        """Let no client in from now on: what is offered until `open_sockets` appears to clients all at once."""
+        self._held = []
+
+    async def open_sockets(self) -> None:
+        """Let clients in wherever there are exports.
+
+        Raises:
+            UbiError: a socket cannot take its place.
+        """
+        held, self._held = self._held or [], None
+        for listener in held:
+            await listener.open()
 
     @override
     def plan(self, params: NbdExportParams, bdev_name: str, info: BdevInfo) -> ExportPlan:
@@ -106,7 +121,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
 
     @override
     async def open(self, plan: ExportPlan, bdev: Bdev) -> Export:
-        """Open the listener if this is its first export, then add the export to it."""
+        """Make the listener if this is its first export, add the export, then let clients in."""
         async with AsyncExitStack() as undo:
             key, listener = await self._acquire(plan.listener)
             undo.push_async_callback(self._release, key)
@@ -118,6 +133,11 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 max_connections=plan.max_connections,
                 description=plan.description,
             )
+            undo.push_async_callback(listener.remove_export, plan.name)
+            if self._held is None:
+                await listener.open()
+            elif listener not in self._held:
+                self._held.append(listener)
             undo.pop_all()
         return NbdExport(self, key, listener, plan.name)
 
@@ -151,6 +171,8 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 shared.users -= 1
                 return
             shared.native = None
+            if self._held is not None and native in self._held:
+                self._held.remove(native)
             try:
                 await native.close()
             finally:

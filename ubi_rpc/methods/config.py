@@ -5,6 +5,8 @@ Source: SPDK lib/init/subsystem_rpc.c.
 
 from __future__ import annotations
 
+import functools
+
 from ubi_rpc.errors import ErrorKind
 from ubi_rpc.methods import option_params as models
 from ubi_rpc.methods.options import DEFAULT_SCHEDULER, SOCK_IMPLS, current
@@ -13,6 +15,7 @@ from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import Method
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.storage.config_save import SUBSYSTEMS, Entry, subsystem_config
+from ubi_rpc.storage.options import Options
 
 ALWAYS_SAVED: dict[str, tuple[str, type[Params]]] = {
     "iobuf": ("iobuf_set_options", models.IobufOptions),
@@ -41,23 +44,23 @@ class GetConfigParams(Params):
     with_batches: bool = False
 
 
-def option_entries(services: Services, subsystem: str) -> list[Entry]:
+def option_entries(options: Options, subsystem: str) -> list[Entry]:
     """Return the entries of a subsystem's options."""
     entries: list[Entry] = []
     if subsystem == "scheduler":
-        kept = services.options.get("framework_set_scheduler")
+        kept = options.get("framework_set_scheduler")
         entries.append({"method": "framework_set_scheduler", "params": {"name": DEFAULT_SCHEDULER, **kept}})
     if subsystem in ALWAYS_SAVED:
         method, model = ALWAYS_SAVED[subsystem]
-        entries.append({"method": method, "params": current(services, method, model)})
-    once_set = [(method, services.options.get(method)) for method in SAVED_ONCE_SET.get(subsystem, ())]
+        entries.append({"method": method, "params": current(options, method, model)})
+    once_set = [(method, options.get(method)) for method in SAVED_ONCE_SET.get(subsystem, ())]
     entries += [{"method": method, "params": values} for method, values in once_set if values]
     if subsystem == "sock":
         method = "sock_impl_set_options"
         entries += [
-            {"method": method, "params": services.options.get(method, impl)}
+            {"method": method, "params": options.get(method, impl)}
             for impl in SOCK_IMPLS
-            if impl in services.options.instances(method)
+            if impl in options.instances(method)
         ]
     return entries
 
@@ -73,7 +76,9 @@ async def framework_get_config(services: Services, params: GetConfigParams) -> l
         text = f"Subsystem '{params.name}' not found"
         raise WireError((-32602, text), ErrorKind.NOT_FOUND, f"{text}; there are {', '.join(SUBSYSTEMS)}")
     await services.lifecycle.settle()
-    return subsystem_config(params.name, services.lifecycle.registry, lambda name: option_entries(services, name))
+    registry = services.lifecycle.registry
+    options = functools.partial(option_entries, services.options)
+    return subsystem_config(params.name, registry.bdevs(), registry.all_exports(), options)
 
 
 METHODS = (

@@ -17,6 +17,7 @@ from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, DECODE_FAILED, INVALID_PARAMETERS, Method, State
 from ubi_rpc.rpc.wire_errors import WireError
+from ubi_rpc.storage.options import Options
 
 SOCK_IMPLS = ("posix", "ssl", "uring")
 SCHEDULERS = ("static", "dynamic")
@@ -44,9 +45,9 @@ def defaults(model: type[Params]) -> dict[str, object]:
     }
 
 
-def current(services: Services, method: str, model: type[Params], instance: str = "") -> dict[str, object]:
+def current(options: Options, method: str, model: type[Params], instance: str = "") -> dict[str, object]:
     """Return an option method's values as they are now: what was set, over the defaults."""
-    return {**defaults(model), **services.options.get(method, instance)}
+    return {**defaults(model), **options.get(method, instance)}
 
 
 def check_bdev(values: dict[str, object]) -> None:
@@ -88,7 +89,7 @@ def _setter(
     async def handler(services: Services, params: Params) -> bool:
         given = params.model_dump(exclude_unset=True)
         of = "" if instance is None else str(given[instance])
-        check({**current(services, name, model, of), **given})
+        check({**current(services.options, name, model, of), **given})
         services.options.update(name, {key: value for key, value in given.items() if key not in SECRETS}, of)
         return True
 
@@ -107,7 +108,7 @@ def _answer(name: str, answer: Callable[[Services], Any], refusal: str, states: 
 
 async def sock_impl_get_options(services: Services, params: models.SockImplName) -> dict[str, object]:
     """Return the options of a socket implementation as they were set, over SPDK's defaults."""
-    values = current(services, "sock_impl_set_options", models.SockImplOptions, params.impl_name)
+    values = current(services.options, "sock_impl_set_options", models.SockImplOptions, params.impl_name)
     check_sock_impl({"impl_name": params.impl_name})
     return {name: value for name, value in values.items() if name not in {"impl_name", "enable_zerocopy_send"}}
 

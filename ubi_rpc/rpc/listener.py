@@ -23,8 +23,7 @@ from ubi_rpc.errors import ErrorKind, UbiError
 
 logger = logging.getLogger(__name__)
 
-BACKLOG: Final = 4096
-"""Clients that may wait to be accepted; the kernel may allow fewer (net.core.somaxconn)."""
+BACKLOG: Final = 512
 MAX_PATH_BYTES: Final = 107
 """sun_path is 108 bytes with its NUL. Source: unix(7)."""
 

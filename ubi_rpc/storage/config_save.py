@@ -1,6 +1,6 @@
 """The configuration as it is now, as SPDK's save_config writes it: entries that make the same objects again.
 
-Pure: reads the registry and what option methods were told. Options of parts that are not here are saved once they were
+Pure: reads the objects and what option methods were told. Options of parts that are not here are saved once they were
 set; those that every SPDK program has are always there, as SPDK has them.
 
 Source: SPDK lib/init/subsystem.c (order of subsystems, who depends on whom), lib/bdev/bdev.c,
@@ -9,11 +9,10 @@ spdk_bdev_subsystem_config_json (bdev_set_options first, bdev_wait_for_examine l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry
-from ubi_rpc.storage.registry import Registry
 
 Entry = dict[str, object]
 
@@ -31,15 +30,24 @@ OptionEntries = Callable[[str], list[Entry]]
 """Gives the entries of a subsystem's options."""
 
 
-def subsystem_config(name: str, registry: Registry, options: OptionEntries) -> list[Entry]:
-    """Return the entries of one of `SUBSYSTEMS`."""
+def subsystem_config(
+    name: str, bdevs: Iterable[BdevEntry], exports: Iterable[ExportEntry], options: OptionEntries
+) -> list[Entry]:
+    """Return the entries of one of `SUBSYSTEMS`; bdevs come with those that they stand on before them."""
     entries = options(name)
     if name == "bdev":
-        entries += [saved_bdev(entry) for entry in registry.bdevs()]
+        entries += [saved_bdev(entry) for entry in bdevs]
         entries.append({"method": "bdev_wait_for_examine"})
     if name == "nbd":
-        entries += [saved_export(export) for export in registry.all_exports() if export.frontend.name == name]
+        entries += [saved_export(export) for export in exports if export.frontend.name == name]
     return entries
+
+
+def document(bdevs: Iterable[BdevEntry], exports: Iterable[ExportEntry], options: OptionEntries) -> dict[str, object]:
+    """Return a whole configuration, as `--json` reads it."""
+    bdevs, exports = list(bdevs), list(exports)
+    config = {name: subsystem_config(name, bdevs, exports, options) for name in SUBSYSTEMS}
+    return {"subsystems": [{"subsystem": name, "config": entries} for name, entries in config.items()]}
 
 
 def saved_bdev(entry: BdevEntry) -> Entry:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import logging
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -22,6 +22,7 @@ from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.files import Files, Lookup
 from ubi_rpc.frontends.export import Frontend
 from ubi_rpc.params import Params
+from ubi_rpc.storage.config_keep import ConfigKeeper, Kept
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.events import Events
 from ubi_rpc.storage.registry import Registry
@@ -41,13 +42,22 @@ class Lifecycle:
         registry: the objects; read freely, changed here alone.
         events: told of every object that came or went.
         files: where files of requests may be; everywhere when left out.
+        keeper: writes what there is to a file before a request is answered; None for no file.
     """
 
-    def __init__(self, engine: Engine, registry: Registry, events: Events, files: Files | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        events: Events,
+        files: Files | None = None,
+        keeper: ConfigKeeper | None = None,
+    ) -> None:
         self.registry = registry
         self.events = events
         self._engine = engine
         self._files = Files() if files is None else files
+        self._keeper = keeper
         self._turns = Turns()
         self._stopping = False
 
@@ -56,7 +66,7 @@ class Lifecycle:
 
         Raises:
             UbiError: as `kind.plan` and `kind.open`; not_found for an absent base, permission for a claimed one,
-                already_exists for a taken name or uuid. Nothing was created.
+                already_exists for a taken name or uuid; as `ConfigKeeper.change`. Nothing was created.
         """
         name = params.name
         if name is None:
@@ -81,6 +91,8 @@ class Lifecycle:
                 undo.callback(self.registry.release, entry)
                 base = entry.base.bdev if entry.base else None
                 entry.handle = await kind.open(self._engine, name, params, facts, base)
+                undo.push_async_callback(_undo, entry.handle.close)
+                await self._keep(added=[entry])
                 undo.pop_all()
         entry.state = ObjectState.ONLINE
         self.events.emit("bdev_register", name)
@@ -104,13 +116,17 @@ class Lifecycle:
         """Delete a bdev with everything that stands on it, top first, exports before the bdev that they serve.
 
         Raises:
-            UbiError: not_found for no such bdev of this kind. Any other error was met while closing: the objects are
-                gone all the same, but the last writes of one may not be durable.
+            UbiError: not_found for no such bdev of this kind; as `ConfigKeeper.change`, and nothing was deleted. Any
+                other error was met while closing: the objects are gone all the same, but the last writes of one may not
+                be durable.
         """
         await self._turns.run(lambda: self.registry.keys_of_stack(name), lambda: self._delete_bdev(kind, name))
 
-    async def _delete_bdev(self, kind: BdevKind[Any, Any], name: str) -> None:
+    async def _delete_bdev(self, kind: BdevKind[Any, Any], name: str, *, forget: bool = True) -> None:
+        """Delete; `forget`: for good, not just until the daemon starts again."""
         doomed = self.registry.stack(self.registry.find_kind(kind, name))
+        if forget:
+            await self._keep(removed=[*doomed, *(export for entry in doomed for export in entry.exports)])
         for entry in doomed:
             entry.state = ObjectState.DELETING
         failures = _Failures()
@@ -130,7 +146,8 @@ class Lifecycle:
             plan: gives the new number of blocks, None for what the storage has by now; raises to refuse.
 
         Raises:
-            UbiError: not_found; as `plan`; invalid_params or busy for less than it has. Its size is the old one.
+            UbiError: not_found; as `plan`; invalid_params or busy for less than it has. Its size is the old one. As
+                `ConfigKeeper.change`: it has grown, and the file does not say so yet.
         """
         await self._turns.run(lambda: self.registry.keys(name), lambda: self._resize_bdev(name, plan))
 
@@ -142,6 +159,7 @@ class Lifecycle:
         if has != had:
             if wanted is not None:
                 entry.params = entry.params.model_copy(update={"num_blocks": has})
+                await self._keep()
             self.events.emit("bdev_resize", entry.name)
 
     async def create_export(
@@ -151,7 +169,7 @@ class Lifecycle:
 
         Raises:
             UbiError: not_found for an absent bdev; permission for writing to a claimed one; already_exists for a taken
-                export name; otherwise as the frontend. Nothing was created.
+                export name; as the frontend; as `ConfigKeeper.change`. Nothing was created.
         """
 
         def keys() -> set[Key]:
@@ -167,6 +185,8 @@ class Lifecycle:
         async with AsyncExitStack() as undo:
             undo.callback(self.registry.release_export, export)
             export.handle = await frontend.open(export.plan, entry.bdev)
+            undo.push_async_callback(_undo, export.handle.close)
+            await self._keep(added=[export])
             undo.pop_all()
         export.plan = dataclasses.replace(export.plan, listener=export.handle.listener)
         export.state = ObjectState.ONLINE
@@ -177,11 +197,13 @@ class Lifecycle:
         """Take an export away: new clients are refused, what is in flight is finished, connections end.
 
         Raises:
-            UbiError: not_found.
+            UbiError: not_found; as `ConfigKeeper.change`, and nothing was deleted.
         """
 
         async def act() -> None:
-            await self._close_export(self.registry.find_export(frontend, name))
+            export = self.registry.find_export(frontend, name)
+            await self._keep(removed=[export])
+            await self._close_export(export)
 
         await self._turns.run(lambda: {(frontend.name, name)}, act)
 
@@ -210,16 +232,32 @@ class Lifecycle:
         failures = _Failures()
         await asyncio.gather(
             *(
-                failures.collect(functools.partial(self.delete_bdev, entry.kind, entry.name))
+                failures.collect(functools.partial(self._stop_stack, entry))
                 for entry in self.registry.bdevs()
                 if entry.base is None
             )
         )
         failures.raise_first()
 
+    async def _stop_stack(self, entry: BdevEntry) -> None:
+        keys = functools.partial(self.registry.keys_of_stack, entry.name)
+        await self._turns.run(keys, lambda: self._delete_bdev(entry.kind, entry.name, forget=False))
+
+    async def _keep(self, *, added: Iterable[Kept] = (), removed: Iterable[Kept] = ()) -> None:
+        if self._keeper is not None:
+            await self._keeper.change(added=added, removed=removed)
+
     def _refuse_when_stopping(self) -> None:
         if self._stopping:
             raise UbiError(ErrorKind.CANCELLED, "the daemon is stopping; nothing is created any more")
+
+
+async def _undo(close: Callable[[], Awaitable[None]]) -> None:
+    """Close what is not wanted after all; the caller is told why, not how the close went."""
+    try:
+        await close()
+    except UbiError as error:
+        _log.error("undo failed as well: %s", error)
 
 
 class _Failures:

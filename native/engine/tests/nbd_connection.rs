@@ -147,6 +147,7 @@ fn on_every_engine(test: impl Fn(&Server, &str)) {
         let engine = Engine::start(&options).expect("engine");
         let dir = tempfile::tempdir().expect("tempdir");
         let listener = engine.listen_nbd_unix(&dir.path().join("s")).expect("listen");
+        listener.open().expect("open");
         let server = Server { dir, listener, _engine: engine };
         server.export("malloc", Arc::new(MallocBdev::new("m", SIZE / 512, 512).expect("malloc")), false);
         server.export("direct", server.aio("direct", Cache::None), false);

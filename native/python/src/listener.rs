@@ -62,6 +62,10 @@ impl PyNbdListener {
         exports.into_iter().map(entry).collect()
     }
 
+    fn open(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| self.listener.open()).map_err(|error| to_python(py, &error))
+    }
+
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.listener.close());
     }

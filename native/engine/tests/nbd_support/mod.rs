@@ -42,6 +42,7 @@ impl Server {
         let engine = Engine::start(&options).expect("engine");
         let dir = tempfile::tempdir().expect("tempdir");
         let listener = engine.listen_nbd_unix(&dir.path().join("s")).expect("listen");
+        listener.open().expect("open");
         Self { dir, listener, engine }
     }
 

@@ -26,15 +26,18 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 const MAX_NAME: usize = 4096;
 
 /// A listener as the control plane holds it. Every method may block; none is called on a reactor.
+///
+/// It is made closed to clients, so that its exports can be there before the first of them: see `open`.
 pub struct NbdListener {
     shared: Arc<Shared>,
     address: String,
     node: Option<Node>,
 }
 
-/// The socket's file, and whose it is.
+/// The socket's file, and whose it is: it has the temporary name until the listener is open.
 struct Node {
     path: PathBuf,
+    temporary: PathBuf,
     dev: u64,
     ino: u64,
 }
@@ -54,28 +57,22 @@ pub struct Shared {
 }
 
 impl NbdListener {
-    /// Listen on a Unix socket; a dead socket in its place is replaced, a live one is not.
+    /// Prepare a Unix socket; a dead one in its place will be replaced, a live one is refused.
     ///
     /// # Errors
     /// `Busy` when somebody listens there, `AlreadyExists` when something else has the name, `InvalidParams` when the
     /// path is too long.
     pub fn listen_unix(reactors: &Arc<Reactors>, budget: &Arc<Budget>, path: &Path) -> Result<Self> {
         refuse_occupied(path)?;
-        // Made under another name and renamed: whoever connects meets the old listener or this one, never nothing.
         let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
         let _ = std::fs::remove_file(&temporary);
         let socket = Socket::listen_unix(&temporary, BACKLOG).map_err(|error| listen_error(path, &error))?;
-        let failed = |error: io::Error| Error::from_io(path.display(), &error);
-        let meta = std::fs::metadata(&temporary).map_err(failed)?;
-        if let Err(error) = std::fs::rename(&temporary, path) {
-            let _ = std::fs::remove_file(&temporary);
-            return Err(failed(error));
-        }
-        let node = Node { path: path.to_owned(), dev: meta.dev(), ino: meta.ino() };
-        Ok(Self::start(reactors, budget, socket, path.display().to_string(), Some(node)))
+        let meta = std::fs::metadata(&temporary).map_err(|error| Error::from_io(path.display(), &error))?;
+        let node = Node { path: path.to_owned(), temporary, dev: meta.dev(), ino: meta.ino() };
+        Ok(Self::new(reactors, budget, socket, path.display().to_string(), Some(node)))
     }
 
-    /// Listen on a TCP address; port 0 takes a free one.
+    /// Prepare a TCP port; port 0 takes a free one.
     ///
     /// # Errors
     /// `InvalidParams` when the host cannot be resolved, `Busy` when the port is taken.
@@ -93,10 +90,10 @@ impl NbdListener {
                 Error::from_io(format_args!("listen on {address}"), &error)
             }
         })?;
-        Ok(Self::start(reactors, budget, socket, bound.to_string(), None))
+        Ok(Self::new(reactors, budget, socket, bound.to_string(), None))
     }
 
-    fn start(
+    fn new(
         reactors: &Arc<Reactors>,
         budget: &Arc<Budget>,
         socket: Socket,
@@ -112,11 +109,28 @@ impl NbdListener {
             next_id: AtomicU64::new(1),
             clients: Mutex::new(HashMap::new()),
             ended: Condvar::new(),
-            accepting: AtomicBool::new(true),
+            accepting: AtomicBool::new(false),
         });
-        let accepting = Arc::clone(&shared);
-        reactors.next().spawn(move || Box::pin(accept_loop(accepting)));
         Self { shared, address, node }
+    }
+
+    /// Let clients in. Until then there is nothing at the path of a Unix socket, or a dead daemon's socket; clients of
+    /// a TCP port wait. Idempotent.
+    ///
+    /// # Errors
+    /// As `listen_unix`; the listener stays as it was.
+    pub fn open(&self) -> Result<()> {
+        if self.shared.closing.load(Ordering::Acquire) || self.shared.accepting.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        if let Some(node) = &self.node {
+            refuse_occupied(&node.path)?;
+            node.publish()?;
+        }
+        self.shared.accepting.store(true, Ordering::Release);
+        let accepting = Arc::clone(&self.shared);
+        self.shared.reactors.next().spawn(move || Box::pin(accept_loop(accepting)));
+        Ok(())
     }
 
     /// The socket's path, or HOST:PORT as bound.
@@ -197,12 +211,19 @@ impl Drop for NbdListener {
 }
 
 impl Node {
-    /// Remove the file, unless it is another's by now.
+    /// Give the socket its name. Renamed, not made there: whoever connects meets the old one or this, never nothing.
+    fn publish(&self) -> Result<()> {
+        std::fs::rename(&self.temporary, &self.path).map_err(|error| Error::from_io(self.path.display(), &error))
+    }
+
+    /// Remove the file under either name, unless it is another's by now.
     fn remove(&self) {
-        let ours =
-            std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.dev() == self.dev && meta.ino() == self.ino);
-        if ours {
-            let _ = std::fs::remove_file(&self.path);
+        for path in [&self.path, &self.temporary] {
+            let ours =
+                std::fs::symlink_metadata(path).is_ok_and(|meta| meta.dev() == self.dev && meta.ino() == self.ino);
+            if ours {
+                let _ = std::fs::remove_file(path);
+            }
         }
     }
 }
