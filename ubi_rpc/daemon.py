@@ -132,6 +132,7 @@ class Daemon:
         if source is not None:
             startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
 
+        _raise_file_limit()
         if settings.rpc_server:
             parts.push_async_callback(server.stop)
             await server.start(paused=True)
@@ -139,7 +140,6 @@ class Daemon:
             parts.callback(settings.pid_file.unlink, missing_ok=True)
             _write_pid(settings.pid_file)
         _make_state_dir(settings.state_dir)
-        _raise_file_limit()
         parts.push_async_callback(engine.shutdown)
         await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
         parts.push_async_callback(lifecycle.stop)

@@ -119,6 +119,7 @@ async def act_later(world: World, _params: NoParams) -> object:
 TEST_METHODS = (
     Method("echo", ValueParams, echo, ANY_STATE),
     Method("hold", HoldParams, hold),
+    Method("get_held", HoldParams, hold),
     Method("fail", FailParams, fail),
     Method("fail_602", FailParams, fail, failure_code=-32602),
     Method("typed", TypedParams, typed, decode_error=INVALID_PARAMETERS),
@@ -130,6 +131,10 @@ TEST_METHODS = (
     Method("startup_only", NoParams, version, State.STARTUP),
     *CONNECTION_METHODS,
 )
+
+
+CONNECTIONS = 64
+"""Served at once by the fixture's server."""
 
 
 class Client:
@@ -187,7 +192,7 @@ def socket_path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def server(dispatcher: Dispatcher, socket_path: Path) -> AsyncIterator[UnixServer]:
-    server = UnixServer(socket_path, dispatcher)
+    server = UnixServer(socket_path, dispatcher, max_connections=CONNECTIONS)
     await server.start()
     yield server
     await server.stop()

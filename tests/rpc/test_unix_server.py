@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rpc.conftest import Client, World
+from tests.rpc.conftest import CONNECTIONS, Client, World
 from ubi_rpc.rpc import connection, unix_server
 from ubi_rpc.rpc.connection import (
     BURST,
@@ -22,7 +22,7 @@ from ubi_rpc.rpc.connection import (
 from ubi_rpc.rpc.dispatch import Dispatcher
 from ubi_rpc.rpc.framing import MAX_REQUEST_BYTES
 from ubi_rpc.rpc.listener import lock_path
-from ubi_rpc.rpc.unix_server import MAX_CONNECTIONS, UnixServer
+from ubi_rpc.rpc.unix_server import UnixServer
 
 Connect = Callable[[], Awaitable[Client]]
 
@@ -182,10 +182,10 @@ async def test_200_connections_64_are_served_and_the_others_wait(connect: Connec
     clients = [await connect() for _ in range(200)]
     for index, client in enumerate(clients):
         await client.send(request("hold", index, key="all"))
-    await world.until(lambda: world.started["all"] == MAX_CONNECTIONS)
-    for client in clients[:MAX_CONNECTIONS]:
+    await world.until(lambda: world.started["all"] == CONNECTIONS)
+    for client in clients[:CONNECTIONS]:
         assert await client.ask(VERSION) == VERSION_ANSWER
-    assert world.started["all"] == MAX_CONNECTIONS
+    assert world.started["all"] == CONNECTIONS
     world.gate("all").set()
     for index, client in enumerate(clients):
         assert await client.line() == answer("all", index)
@@ -195,30 +195,30 @@ async def test_200_connections_64_are_served_and_the_others_wait(connect: Connec
 
 @pytest.mark.usefixtures("server")
 async def test_clients_that_left_free_their_places_while_requests_run(connect: Connect, world: World) -> None:
-    for _ in range(MAX_CONNECTIONS):
+    for _ in range(CONNECTIONS):
         client = await connect()
         await client.send(request("hold", key="stuck"))
         await client.close()
-    await world.until(lambda: world.started["stuck"] == MAX_CONNECTIONS)
+    await world.until(lambda: world.started["stuck"] == CONNECTIONS)
     assert await (await connect()).ask(VERSION) == VERSION_ANSWER
     world.gate("stuck").set()
-    await world.until(lambda: world.ended["stuck"] == MAX_CONNECTIONS)
+    await world.until(lambda: world.ended["stuck"] == CONNECTIONS)
 
 
 @pytest.mark.usefixtures("server")
 async def test_half_closed_clients_that_leave_later_free_their_places(connect: Connect, world: World) -> None:
     clients = []
-    for _ in range(MAX_CONNECTIONS):
+    for _ in range(CONNECTIONS):
         client = await connect()
         await client.send(request("hold", key="stuck"))
         client.end_writing()
         clients.append(client)
-    await world.until(lambda: world.started["stuck"] == MAX_CONNECTIONS)
+    await world.until(lambda: world.started["stuck"] == CONNECTIONS)
     for client in clients:
         await client.close()
     assert await (await connect()).ask(VERSION) == VERSION_ANSWER
     world.gate("stuck").set()
-    await world.until(lambda: world.ended["stuck"] == MAX_CONNECTIONS)
+    await world.until(lambda: world.ended["stuck"] == CONNECTIONS)
 
 
 @pytest.mark.usefixtures("server")

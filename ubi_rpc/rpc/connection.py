@@ -2,7 +2,8 @@
 
 Owns the flow control of a connection. Every queue here has a bound: what is received but not parsed (one
 read), what is parsed but not answered (`MAX_IN_FLIGHT`, `MAX_IN_FLIGHT_BYTES`), what is answered but not
-taken by the client (`UNSENT_HIGH_WATER_BYTES`, `MAX_UNSENT_BYTES`).
+taken by the client (`UNSENT_HIGH_WATER_BYTES`, `MAX_UNSENT_BYTES`). What all connections may have together is
+`allowance`'s.
 
 Requests start in bursts of `BURST` with a rest of `REST_TURNS` turns of the event loop between them. That is time
 enough for the answers of handlers that do not wait to reach the socket, so that a client that asks much and
@@ -18,6 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ubi_rpc.rpc.allowance import Allowance
 from ubi_rpc.rpc.dispatch import MAX_ANSWER_BYTES, Dispatcher
 from ubi_rpc.rpc.framing import INCOMPLETE, JsonSyntaxError, request_parser
 from ubi_rpc.rpc.session import Session, answer_actions
@@ -45,6 +47,9 @@ class Owner(Protocol):
 
     serving: bool
     """False while requests have to wait."""
+
+    allowance: Allowance
+    """What all connections have together."""
 
     tasks: set[asyncio.Task[None]]
     """Requests being handled, kept beyond their connection's life."""
@@ -77,6 +82,7 @@ class Connection(asyncio.Protocol):
         self._unread = False  # answers pile up that the client does not read
         self._burst = 0  # requests started since the connection last rested or had nothing to do
         self._resting = False
+        self._readers: set[asyncio.Task[None]] = set()  # requests under way that change nothing
         self.fd = -1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -112,18 +118,28 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Go on: the client has read."""
         self._unread = False
+        self._owner.allowance.unsent(self, self.unsent_bytes)
         self.advance()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End. What is being handled goes on; its answers are dropped."""
+        """End. What changes something goes on and its answer is dropped; what only reads is ended."""
         logger.debug("peer_pid=%d connection closed error=%r", self._session.peer_pid, exc)
         self._transport = None
+        for task in self._readers:
+            task.cancel()
+        self._owner.allowance.forget(self)
         self._owner.forget(self)
 
     def finish(self) -> None:
         """Read nothing more; close when what has started is answered and sent."""
         self._refused = True
         self.advance()
+
+    def give_up(self, reason: str) -> None:
+        """Drop the request that is arriving and read no more; close when what has started is answered and sent."""
+        logger.warning("peer_pid=%d closing connection: %s", self._session.peer_pid, reason)
+        self._parser = request_parser()
+        self.finish()
 
     def abort(self) -> None:
         """Close at once; unsent answers are lost."""
@@ -135,10 +151,12 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        while not self._refused and not self._blocked:
+        while not self._refused and not self.blocked:
             if not self._start_next():
                 break
-        blocked = self._blocked
+        blocked = self.blocked
+        if blocked and self._in_flight and self._owner.allowance.is_full:
+            self._owner.allowance.wait(self)
         if self._refused or (self._half_closed and not blocked):
             if self._in_flight == 0:
                 transport.close()
@@ -150,9 +168,16 @@ class Connection(asyncio.Protocol):
             transport.resume_reading()
 
     @property
-    def _blocked(self) -> bool:
+    def unsent_bytes(self) -> int:
+        """Answers that the client has not read."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing is read and nothing started just now."""
         return (
             not self._owner.serving
+            or (self._in_flight > 0 and self._owner.allowance.is_full)
             or self._in_flight >= MAX_IN_FLIGHT
             or self._in_flight_bytes >= MAX_IN_FLIGHT_BYTES
             or self._unread
@@ -167,17 +192,25 @@ class Connection(asyncio.Protocol):
             # A stream has no point to resume at. SPDK closes as well, but loses the answers still pending.
             logger.error("peer_pid=%d closing connection: bad request: %s", self._session.peer_pid, error)
             self._refused = True
+            self._owner.allowance.arrived(self)
             return False
         if value is INCOMPLETE:
+            if held_bytes := self._parser.held_bytes:
+                self._owner.allowance.arriving(self, held_bytes)
             return False
+        self._owner.allowance.arrived(self)
         count = max(len(value), 1) if isinstance(value, list) else 1
         size_bytes = self._parser.last_size_bytes
         self._in_flight += count
         self._in_flight_bytes += size_bytes
+        self._owner.allowance.start(size_bytes)
         loop = asyncio.get_running_loop()
         task = loop.create_task(self._serve(value, count, size_bytes))
         self._owner.tasks.add(task)
         task.add_done_callback(self._owner.tasks.discard)
+        if self._dispatcher.only_reads(value):
+            self._readers.add(task)
+            task.add_done_callback(self._readers.discard)
         self._burst += count
         if self._burst >= BURST:
             self._resting = True
@@ -204,6 +237,7 @@ class Connection(asyncio.Protocol):
         finally:
             self._in_flight -= count
             self._in_flight_bytes -= size_bytes
+            self._owner.allowance.end(size_bytes)
             if self._in_flight == 0:
                 self._burst = 0
             for action in actions:
@@ -216,6 +250,7 @@ class Connection(asyncio.Protocol):
         if answer is None or transport is None or transport.is_closing():
             return
         transport.write(answer)
+        self._owner.allowance.unsent(self, transport.get_write_buffer_size())
         if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             logger.warning("peer_pid=%d dropping a client that does not read", self._session.peer_pid)
             transport.abort()

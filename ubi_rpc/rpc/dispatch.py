@@ -81,6 +81,14 @@ class Dispatcher:
         """The methods that can be called, by name, in the order given."""
         return self._methods
 
+    def only_reads(self, value: object) -> bool:
+        """Say whether a parsed request, or each of a batch, changes nothing, so that nobody misses it unanswered."""
+        if isinstance(value, list):
+            return all(self.only_reads(one) for one in value)
+        name = value.get("method") if isinstance(value, dict) else None
+        method = self._methods.get(name) if isinstance(name, str) else None
+        return method is None or not method.changes
+
     def method_names(self, *, current: bool = False) -> list[str]:
         """Give the names for rpc_get_methods; `current`: only those legal in the present state."""
         return [name for name, method in self._methods.items() if not current or self._state() in method.states]

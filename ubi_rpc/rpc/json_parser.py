@@ -17,6 +17,9 @@ from ubi_rpc.rpc.json_values import JsonObject
 MAX_DEPTH: Final = 64
 """Containers open at once: the 65th is refused. Source: SPDK_JSON_MAX_NESTING_DEPTH."""
 
+VALUE_BYTES: Final = 128
+"""About what a parsed value takes beyond its text, its place in its container included."""
+
 # What may come next.
 _VALUE: Final = "value"
 _VALUE_OR_END: Final = "value or ]"
@@ -72,6 +75,15 @@ class JsonParser:
     def offset(self) -> int:
         """Bytes of the stream that are consumed."""
         return self._tokens.offset
+
+    @property
+    def held_bytes(self) -> int:
+        """About the memory that a value takes whose end is missing, after INCOMPLETE; 0 where none has begun."""
+        tokens = self._tokens
+        if not self._stack and not tokens.unfinished:
+            return 0
+        start = self._start if self._stack else tokens.start
+        return tokens.end - start + VALUE_BYTES * (self._count + tokens.pieces)
 
     def feed(self, data: bytes) -> None:
         """Add the stream's next bytes; `next_value` reads them."""

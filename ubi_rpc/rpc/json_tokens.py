@@ -92,6 +92,11 @@ class Tokenizer:
         """True when a token has begun (at `start`) whose end is not yet fed."""
         return self._string is not None or self._number is not None or self._position < len(self._buffer)
 
+    @property
+    def pieces(self) -> int:
+        """Pieces in which the token that has begun is kept."""
+        return len(self._string or self._number or ())
+
     def feed(self, data: bytes) -> None:
         """Add bytes behind those not yet consumed."""
         self._buffer = self._buffer[self._position :] + data

@@ -23,7 +23,8 @@ from ubi_rpc.errors import ErrorKind, UbiError
 
 logger = logging.getLogger(__name__)
 
-BACKLOG: Final = 512
+BACKLOG: Final = 4096
+"""Clients that may wait to be accepted; the kernel may allow fewer (net.core.somaxconn)."""
 MAX_PATH_BYTES: Final = 107
 """sun_path is 108 bytes with its NUL. Source: unix(7)."""
 

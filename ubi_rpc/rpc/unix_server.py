@@ -3,19 +3,24 @@
 Owns the accept loop and the connections' number. The files are `listener`'s, a connection's flow is
 `connection`'s.
 
-Source: SPDK lib/jsonrpc/jsonrpc_server_tcp.c: 64 connections at once, more wait in the backlog of 512.
+SPDK serves 64 connections at once, so that as many idle ones shut everybody else out. Here there are as many as
+descriptors allow; an idle one costs some kilobytes.
+
+Source: SPDK lib/jsonrpc/jsonrpc_server_tcp.c.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import select
 import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ubi_rpc.rpc.allowance import Allowance
 from ubi_rpc.rpc.connection import Connection
 from ubi_rpc.rpc.dispatch import Dispatcher
 from ubi_rpc.rpc.listener import Listener, SocketInUseError, open_listener
@@ -24,7 +29,10 @@ __all__ = ["MAX_CONNECTIONS", "SocketInUseError", "UnixServer"]
 
 logger = logging.getLogger(__name__)
 
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = 10_000
+"""More wait in the backlog."""
+ACCEPT_BURST: Final = 16
+"""Connections accepted in a turn of the event loop, so that a crowd at the door does not hold up who is inside."""
 STOP_GRACE_S: Final = 2.0
 """How long `stop` waits for requests to end, and then again for clients to take their answers."""
 
@@ -38,13 +46,17 @@ class UnixServer:
         path: of the socket; its lock is beside it, `<path>.lock`.
         dispatcher: answers the requests.
         group: the group whose members may connect; None for the user alone.
+        max_connections: served at once; None for as many as descriptors allow, half of them staying free.
     """
 
-    def __init__(self, path: Path, dispatcher: Dispatcher, group: int | None = None) -> None:
+    def __init__(
+        self, path: Path, dispatcher: Dispatcher, group: int | None = None, max_connections: int | None = None
+    ) -> None:
         self._path = path
         self._group = group
         self._dispatcher = dispatcher
         self._listener: Listener | None = None
+        self._max_connections = max_connections
         self._accepting = False
         self._connections: set[Connection] = set()
         self._taken = 0  # slots: connections, and sockets about to become one
@@ -53,6 +65,7 @@ class UnixServer:
         self._empty = asyncio.Event()
         self._adoptions: set[asyncio.Task[None]] = set()
         self.serving = False
+        self.allowance = Allowance()
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, *, paused: bool = False) -> None:
@@ -66,6 +79,8 @@ class UnixServer:
             UbiError: the path cannot be used. Nothing is left behind.
         """
         self._listener = open_listener(self._path, self._group)
+        if self._max_connections is None:
+            self._max_connections = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._hangup_poll = select.epoll()
         self.serving = not paused
         loop = asyncio.get_running_loop()
@@ -98,6 +113,7 @@ class UnixServer:
         for connection in tuple(self._connections):
             connection.abort()
         await self._wait_until_empty()
+        self.allowance.close()
         loop.remove_reader(self._hangup_poll.fileno())
         self._hangup_poll.close()
         self._hangup_poll = None
@@ -151,11 +167,14 @@ class UnixServer:
             asyncio.get_running_loop().add_reader(self._listener.socket, self._accept)
 
     def _accept(self) -> None:
-        """Accept what waits, as far as there are free slots."""
+        """Accept some of what waits, as far as there are free slots."""
         if self._listener is None:
             return
         loop = asyncio.get_running_loop()
-        while self._taken < MAX_CONNECTIONS:
+        for _ in range(ACCEPT_BURST):
+            if self._is_full:
+                loop.remove_reader(self._listener.socket)
+                return
             try:
                 peer, _address = self._listener.socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -169,7 +188,6 @@ class UnixServer:
             task = loop.create_task(self._adopt(peer))
             self._adoptions.add(task)
             task.add_done_callback(self._adoptions.discard)
-        loop.remove_reader(self._listener.socket)
 
     async def _adopt(self, peer: socket.socket) -> None:
         """Make a connection of an accepted socket."""
@@ -183,8 +201,12 @@ class UnixServer:
             peer.close()
             self.forget(connection)
 
+    @property
+    def _is_full(self) -> bool:
+        return self._max_connections is not None and self._taken >= self._max_connections
+
     def _release_slot(self) -> None:
-        if self._taken == MAX_CONNECTIONS:
+        if self._is_full:
             self._watch_listener()
         self._taken -= 1
         if self._taken == 0:
