@@ -150,13 +150,22 @@ class NbdListener:
         world.listeners.append(address)
 
     def add_export(
-        self, *, name: str, bdev: Bdev, readonly: bool, default: bool, max_connections: int, description: str
+        self,
+        *,
+        name: str,
+        bdev: Bdev,
+        readonly: bool,
+        default: bool,
+        max_connections: int,
+        max_handshakes_per_s: int,
+        description: str,
     ) -> None:
         self._world.enter("add_export", name)
         self.offers[name] = {
             "readonly": readonly,
             "default": default,
             "max_connections": max_connections,
+            "max_handshakes_per_s": max_handshakes_per_s,
             "description": description,
         }
         assert name not in self._exports

@@ -94,9 +94,10 @@ class NbdListener:
         readonly: bool,
         default: bool,
         max_connections: int,
+        max_handshakes_per_s: int,
         description: str,
     ) -> None:
-        """Offer `bdev` as `name` at once. max_connections 0: no limit of its own."""
+        """Offer `bdev` as `name` at once. Limits of 0 are none."""
     def remove_export(self, name: str) -> None:
         """Refuse new clients, finish what is in flight, close the export's connections, return."""
     def exports(self) -> list[NbdExportInfo]: ...

@@ -108,9 +108,17 @@ class NbdListener:
         self.address = native.address
 
     async def add_export(
-        self, bdev: Bdev, *, name: str, readonly: bool, default: bool, max_connections: int, description: str
+        self,
+        bdev: Bdev,
+        *,
+        name: str,
+        readonly: bool,
+        default: bool,
+        max_connections: int,
+        max_handshakes_per_s: int,
+        description: str,
     ) -> None:
-        """Offer `bdev` as `name` at once. max_connections 0: no limit of its own."""
+        """Offer `bdev` as `name` at once. Limits of 0 are none."""
         await self._engine.call(
             self._native.add_export,
             name=name,
@@ -118,6 +126,7 @@ class NbdListener:
             readonly=readonly,
             default=default,
             max_connections=max_connections,
+            max_handshakes_per_s=max_handshakes_per_s,
             description=description,
         )
 

@@ -79,6 +79,7 @@ async def test_objects_are_saved_with_what_made_them_and_their_uuid(domain: Doma
             "readonly": True,
             "default": False,
             "max_connections": 0,
+            "max_handshakes_per_s": 0,
             "description": "",
         },
     }

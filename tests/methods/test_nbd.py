@@ -85,6 +85,8 @@ async def test_create_listens_where_it_is_told(disk: Domain, params: dict[str, A
         ({"address": "0.0.0.0:10809", "allow_plaintext": False}, NOT_PERMITTED),
         ({"max_connections": -1}, DECODE),
         ({"max_connections": 2**32}, DECODE),
+        ({"max_handshakes_per_s": -1}, DECODE),
+        ({"max_handshakes_per_s": 2**32}, DECODE),
         ({"readonly": "yes"}, DECODE),
         ({"surprise": 1}, DECODE),
     ],
@@ -107,6 +109,7 @@ async def test_get_exports_shows_what_was_asked_for(disk: Domain) -> None:
         readonly=True,
         default=True,
         max_connections=7,
+        max_handshakes_per_s=9,
         description="for people",
     )
     assert await disk.call("nbd_get_exports") == [
@@ -117,6 +120,7 @@ async def test_get_exports_shows_what_was_asked_for(disk: Domain) -> None:
             "readonly": True,
             "default": True,
             "max_connections": 7,
+            "max_handshakes_per_s": 9,
             "description": "for people",
             "connections": 3,
         }
@@ -125,6 +129,7 @@ async def test_get_exports_shows_what_was_asked_for(disk: Domain) -> None:
         "readonly": True,
         "default": True,
         "max_connections": 7,
+        "max_handshakes_per_s": 9,
         "description": "for people",
     }
 

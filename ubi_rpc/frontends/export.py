@@ -24,6 +24,7 @@ class ExportPlan:
         default: what a client gets that names no export on this listener.
         max_connections: 0 for no limit of its own.
         description: for people; sent to clients that list exports.
+        max_handshakes_per_s: clients that are let in each second; 0 for no limit.
     """
 
     name: str
@@ -32,6 +33,7 @@ class ExportPlan:
     default: bool
     max_connections: int
     description: str
+    max_handshakes_per_s: int = 0
 
     @property
     def any_port(self) -> bool:

@@ -40,6 +40,7 @@ class NbdExportParams(Params):
         readonly: clients may not write; always so for a read-only bdev.
         default: clients that name no export get this one, even beside others on its listener.
         max_connections: 0 for no limit of its own.
+        max_handshakes_per_s: clients that are let in each second, 0 for no limit; more are refused with a reason.
         description: shown to clients that list exports.
     """
 
@@ -51,6 +52,7 @@ class NbdExportParams(Params):
     readonly: bool = False
     default: bool = False
     max_connections: UInt32 = 0
+    max_handshakes_per_s: UInt32 = 0
     description: Text = ""
 
 
@@ -106,6 +108,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
             readonly=params.readonly or info.readonly,
             default=params.default,
             max_connections=params.max_connections,
+            max_handshakes_per_s=params.max_handshakes_per_s,
             description=params.description,
         )
 
@@ -131,6 +134,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 readonly=plan.readonly,
                 default=plan.default,
                 max_connections=plan.max_connections,
+                max_handshakes_per_s=plan.max_handshakes_per_s,
                 description=plan.description,
             )
             undo.push_async_callback(listener.remove_export, plan.name)

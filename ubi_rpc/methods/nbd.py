@@ -50,6 +50,7 @@ async def _describe(export: ExportEntry) -> dict[str, object]:
         "readonly": plan.readonly,
         "default": plan.default,
         "max_connections": plan.max_connections,
+        "max_handshakes_per_s": plan.max_handshakes_per_s,
         "description": plan.description,
         "connections": await export.opened.connections(),
     }

@@ -108,8 +108,15 @@ impl Server {
 
     fn export(&self, name: &str, bdev: Arc<dyn Bdev>, readonly: bool) {
         let name = name.to_owned();
-        let options =
-            ExportOptions { name, bdev, readonly, default: false, max_connections: 2, description: String::new() };
+        let options = ExportOptions {
+            name,
+            bdev,
+            readonly,
+            default: false,
+            max_connections: 2,
+            max_handshakes_per_s: 0,
+            description: String::new(),
+        };
         self.listener.add_export(options).expect("export");
     }
 
@@ -188,7 +195,7 @@ fn wrong_requests_get_their_error_and_the_connection_lives() {
         assert_eq!(client.call(WRITE, 0, SIZE - 100, 512, &[1; 512]), ENOSPC, "unaligned");
         assert_eq!(client.call(WRITE, 0, u64::MAX - 100, 512, &[1; 512]), ENOSPC, "unaligned");
         assert_eq!(client.call(WRITE, 1 << 9, 0, 512, &[1; 512]), EINVAL, "unknown flag");
-        assert_eq!(client.call(WRITE_ZEROES, 1 << 4, 0, 512, &[]), EINVAL, "FAST_ZERO was not offered");
+        assert_eq!(client.call(WRITE_ZEROES, 1 << 5, 0, 512, &[]), EINVAL, "PAYLOAD_LEN was not agreed on");
         assert_eq!(client.call(99, 0, 0, 512, &[]), EINVAL, "unknown command");
         assert_eq!(client.call(BLOCK_STATUS, 0, 0, 512, &[]), EINVAL, "no context");
         assert_eq!(client.call(READ, 0, 0, u32::MAX - 511, &[]), EINVAL, "more than 64 MiB");

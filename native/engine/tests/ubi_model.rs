@@ -227,7 +227,7 @@ async fn change(model: &Model, bdev: &Arc<UbiBdev>, number: u64, random: &mut Ra
     let (bytes, indices) = model.submit(start, end, kind < 2);
     let result = match kind {
         0 => bdev.discard(start, len, fua).await,
-        1 => bdev.write_zeroes(start, len, ZeroFlags { no_hole: random.one_in(2), fua }).await,
+        1 => bdev.write_zeroes(start, len, ZeroFlags { no_hole: random.one_in(2), fua, fast: false }).await,
         _ => match if fua { None } else { bdev.try_write(start, &bytes) } {
             Some(result) => result,
             None => bdev.write(start, data(&bytes), fua).await,

@@ -168,7 +168,9 @@ fn zeroes_and_discards_read_as_they_must_on_every_state() {
             for (offset, len) in [(0, 8192), (STRIPE, STRIPE), (2 * STRIPE + 4096, 4096), (4 * STRIPE, STRIPE)] {
                 let fua = offset == 0;
                 match what {
-                    "zero" => bdev.write_zeroes(offset, len, ZeroFlags { no_hole: false, fua }).await.expect("zero"),
+                    "zero" => {
+                        bdev.write_zeroes(offset, len, ZeroFlags { fua, ..ZeroFlags::default() }).await.expect("zero")
+                    }
                     _ => bdev.discard(offset, len, fua).await.expect("discard"),
                 }
                 let inside_missing = offset == 2 * STRIPE + 4096;

@@ -186,7 +186,7 @@ fn fua_is_durable_on_return_with_its_header() {
                 assert_eq!(read(&again, offset, 512).await, [byte; 512]);
             }
         }
-        bdev.write_zeroes(2 * STRIPE, 512, ZeroFlags { no_hole: false, fua: true }).await.expect("zero");
+        bdev.write_zeroes(2 * STRIPE, 512, ZeroFlags { fua: true, ..ZeroFlags::default() }).await.expect("zero");
         bdev.discard(3 * STRIPE, STRIPE, true).await.expect("discard");
         let again = opened(&base.after_power_cut(&mut Random::new(9)), &image(), options()).await;
         assert_eq!(read(&again, 2 * STRIPE, 512).await, [0; 512]);

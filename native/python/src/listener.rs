@@ -27,7 +27,7 @@ impl PyNbdListener {
         self.listener.address()
     }
 
-    #[pyo3(signature = (*, name, bdev, readonly, default, max_connections, description))]
+    #[pyo3(signature = (*, name, bdev, readonly, default, max_connections, max_handshakes_per_s, description))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     fn add_export(
         &self,
@@ -37,11 +37,13 @@ impl PyNbdListener {
         readonly: bool,
         default: bool,
         max_connections: usize,
+        max_handshakes_per_s: u32,
         description: String,
     ) -> PyResult<()> {
         let added = py.detach(|| {
             let bdev = bdev.get()?;
-            let options = ExportOptions { name, bdev, readonly, default, max_connections, description };
+            let options =
+                ExportOptions { name, bdev, readonly, default, max_connections, max_handshakes_per_s, description };
             self.listener.add_export(options)
         });
         added.map_err(|error: Error| to_python(py, &error))

@@ -63,6 +63,7 @@ pub struct AioBdev {
     in_memory: bool,
     /// Through the cache of this very machine: an attempt in place returns soon, whatever the storage does.
     inline: bool,
+    is_device: bool,
     memory_align: usize,
     stat: IoStat,
     /// Milliseconds since `opened` until which writes do not go inline.
@@ -112,6 +113,7 @@ impl AioBdev {
             inline,
             file: Arc::new(file),
             in_memory,
+            is_device: kind == Kind::BlockDevice,
             memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
             stat: IoStat::default(),
             inline_rest_until: AtomicU64::new(0),
@@ -155,16 +157,22 @@ impl AioBdev {
     }
 
     /// Make the range zero with the first of the kernel's ways that this file has.
-    async fn zero(&self, offset: u64, len: u64, no_hole: bool) -> Result<()> {
-        let ways: &[FallocateMode] =
-            if no_hole { &[FallocateMode::ZeroRange] } else { &[FallocateMode::PunchHole, FallocateMode::ZeroRange] };
+    ///
+    /// A block device may carry out ZERO_RANGE by writing: who wants it fast has to do without.
+    async fn zero(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<()> {
+        let ways: &[FallocateMode] = match (flags.no_hole, flags.fast && self.is_device) {
+            (true, true) => &[],
+            (true, false) => &[FallocateMode::ZeroRange],
+            (false, true) => &[FallocateMode::PunchHole],
+            (false, false) => &[FallocateMode::PunchHole, FallocateMode::ZeroRange],
+        };
         for &mode in ways {
             match ops::fallocate(&self.file, mode, offset, len).await {
                 Err(error) if error.errno() == libc::EOPNOTSUPP => {}
                 other => return other,
             }
         }
-        self.write_zero_pieces(offset, len).await
+        if flags.fast { Err(ZeroFlags::not_fast(&self.info.name)) } else { self.write_zero_pieces(offset, len).await }
     }
 
     async fn write_zero_pieces(&self, offset: u64, len: u64) -> Result<()> {
@@ -233,6 +241,11 @@ impl Bdev for AioBdev {
         if !self.inline || len < LEND_MIN || !(self.in_memory || self.file.is_cached(offset, len as u64)) {
             return None;
         }
+        // Nothing but a hole is worth no sending: whoever reads it sees the zeros and can say so in a few bytes.
+        let is_hole = |data: Option<u64>| data.is_none_or(|start| start >= offset + len as u64);
+        if self.file.seek_data(offset).is_ok_and(is_hole) {
+            return None;
+        }
         self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &Ok(()));
         Some(Lent { file: Arc::clone(&self.file), offset })
     }
@@ -266,7 +279,7 @@ impl Bdev for AioBdev {
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let mut result = self.zero(offset, len, flags.no_hole).await;
+            let mut result = self.zero(offset, len, flags).await;
             if result.is_ok() && flags.fua {
                 result = ops::sync(&self.file).await;
             }
@@ -277,7 +290,7 @@ impl Bdev for AioBdev {
 
     fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let mut result = self.zero(offset, len, false).await;
+            let mut result = self.zero(offset, len, ZeroFlags::default()).await;
             if result.is_ok() && fua {
                 result = ops::sync(&self.file).await;
             }
@@ -535,7 +548,7 @@ mod tests {
             let bdev = AioBdev::open(&options(&path, cache)).expect("open");
             let content = block_on(async move {
                 bdev.write_zeroes(512, 1024, ZeroFlags::default()).await.expect("zeroes");
-                bdev.write_zeroes(8192, 512, ZeroFlags { no_hole: true, fua: true }).await.expect("zeroes");
+                bdev.write_zeroes(8192, 512, ZeroFlags { no_hole: true, fua: true, fast: true }).await.expect("zeroes");
                 bdev.discard(16384, 4096, false).await.expect("discard");
                 bdev.read(0, 64 << 10).await.expect("read")
             });

@@ -11,6 +11,7 @@ pub mod null;
 pub mod ubi;
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -104,6 +105,32 @@ pub struct ZeroFlags {
     pub no_hole: bool,
     /// Durable on return (FUA).
     pub fua: bool,
+    /// Fail with `Unsupported` (ENOTSUP), at once and with nothing changed, unless this is faster than writing as many
+    /// zeros: no stripe has to be fetched, no block to be merged, no zero to be written (NBD_CMD_FLAG_FAST_ZERO).
+    pub fast: bool,
+}
+
+impl ZeroFlags {
+    /// The answer to who wants zeros fast or not at all.
+    pub fn not_fast(name: impl std::fmt::Display) -> Error {
+        Error::new(ErrorKind::Unsupported, format!("{name}: zeroing this would not be fast"))
+    }
+}
+
+/// What a read found where a part of it failed.
+#[derive(Debug)]
+pub struct PartialRead {
+    /// The bytes; what it holds in a failed range is not the device's and must not be shown to anybody (INV-7).
+    pub buf: IoBuf,
+    /// Ranges of the device and why they could not be read, ascending; empty: `buf` is full.
+    pub failures: Vec<(Range<u64>, Error)>,
+}
+
+impl PartialRead {
+    /// A read of which nothing succeeded.
+    pub fn failed(offset: u64, len: usize, error: Error) -> Self {
+        Self { buf: IoBuf::new(0), failures: vec![(offset..offset + len as u64, error)] }
+    }
 }
 
 /// Part of a file that holds a range of the bdev just now, for sendfile.
@@ -135,6 +162,16 @@ pub trait Bdev: Send + Sync {
 
     /// Read `len` bytes; the buffer that comes back is full (INV-7).
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>>;
+
+    /// Read `len` bytes and tell which of them could not be read, so that the rest is of use all the same.
+    fn read_partly(&self, offset: u64, len: usize) -> LocalFuture<'_, PartialRead> {
+        Box::pin(async move {
+            match self.read(offset, len).await {
+                Ok(buf) => PartialRead { buf, failures: Vec::new() },
+                Err(error) => PartialRead::failed(offset, len, error),
+            }
+        })
+    }
 
     /// Write all of `data`; with `fua` it is durable on return.
     fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>>;

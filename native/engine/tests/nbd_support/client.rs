@@ -38,6 +38,7 @@ pub const OPT_LIST_META_CONTEXT: u32 = 9;
 pub const OPT_SET_META_CONTEXT: u32 = 10;
 pub const OPT_EXTENDED_HEADERS: u32 = 11;
 pub const REP_ACK: u32 = 1;
+pub const ERR_POLICY: u32 = 0x8000_0002;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
@@ -79,6 +80,14 @@ pub struct Replied {
 }
 
 impl Replied {
+    /// Where a read was told what, in order: start, length, and 'd' for data or 'z' for zeros.
+    pub fn content(&self) -> Vec<(u64, u64, char)> {
+        let data = self.data.iter().map(|(at, data)| (*at, data.len() as u64, 'd'));
+        let mut content: Vec<_> = data.chain(self.holes.iter().map(|&(at, len)| (at, len, 'z'))).collect();
+        content.sort_unstable();
+        content
+    }
+
     /// The bytes of a read of `length` at `offset`; every byte has to be there once.
     pub fn bytes(&self, offset: u64, length: u64) -> Vec<u8> {
         assert_eq!(self.error, 0, "the read failed");
@@ -173,6 +182,11 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 
 impl Client {
     pub fn connect(path: &Path, export: &str, wish: &Wish) -> Self {
+        Self::try_connect(path, export, wish).expect("the export lets the client in")
+    }
+
+    /// Connect; the refusal's number when GO is refused.
+    pub fn try_connect(path: &Path, export: &str, wish: &Wish) -> Result<Self, u32> {
         let mut stream = greeted(path);
         stream.write_all(&3u32.to_be_bytes()).expect("client flags");
         let last = |replies: Vec<(u32, Vec<u8>)>| replies.last().expect("an answer").0;
@@ -187,10 +201,13 @@ impl Client {
         }
         let requests: &[u16] = if wish.block_sizes { &[3] } else { &[] };
         let answer = ask(&mut stream, OPT_GO, &go_data(export, requests));
-        assert_eq!(last(answer.clone()), REP_ACK);
+        let outcome = last(answer.clone());
+        if outcome != REP_ACK {
+            return Err(outcome);
+        }
         let info = &answer.iter().find(|(_, data)| data.starts_with(&[0, 0])).expect("INFO_EXPORT").1;
         let flags = u16::from_be_bytes([info[10], info[11]]);
-        Self { stream, dialect: wish.dialect, size: long(info, 2), flags }
+        Ok(Self { stream, dialect: wish.dialect, size: long(info, 2), flags })
     }
 
     pub fn request(&self, command: u16, flags: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {

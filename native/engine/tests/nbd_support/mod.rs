@@ -59,10 +59,7 @@ impl Server {
     }
 
     pub fn export_as(&self, name: &str, bdev: Arc<dyn Bdev>, readonly: bool) {
-        let name = name.to_owned();
-        let options =
-            ExportOptions { name, bdev, readonly, default: false, max_connections: 0, description: String::new() };
-        self.listener.add_export(options).expect("export");
+        self.listener.add_export(ExportOptions { readonly, ..export_options(name, bdev) }).expect("export");
     }
 
     pub fn malloc(&self, block_size: u32) -> Arc<dyn Bdev> {
@@ -118,9 +115,32 @@ impl Server {
     }
 }
 
+/// Both engines, or those that UBI_TEST_IO_ENGINES names where the kernel refuses io_uring.
+pub fn engines() -> Vec<IoEngine> {
+    let named = std::env::var("UBI_TEST_IO_ENGINES").unwrap_or_else(|_| "io_uring threads".into());
+    let all = [IoEngine::IoUring, IoEngine::Threads];
+    let engines: Vec<IoEngine> =
+        all.into_iter().filter(|engine| named.split(' ').any(|name| name == engine.as_str())).collect();
+    assert!(!engines.is_empty(), "UBI_TEST_IO_ENGINES={named:?} names no engine");
+    engines
+}
+
+/// An export without limits of its own.
+pub fn export_options(name: &str, bdev: Arc<dyn Bdev>) -> ExportOptions {
+    ExportOptions {
+        name: name.to_owned(),
+        bdev,
+        readonly: false,
+        default: false,
+        max_connections: 0,
+        max_handshakes_per_s: 0,
+        description: String::new(),
+    }
+}
+
 /// Run `test` with each engine.
 pub fn on_every_engine(test: impl Fn(&Server)) {
-    for io_engine in [IoEngine::IoUring, IoEngine::Threads] {
+    for io_engine in engines() {
         test(&Server::start(io_engine));
     }
 }

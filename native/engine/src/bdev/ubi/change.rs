@@ -28,9 +28,7 @@ pub enum Change {
         data: IoData,
         origin: u64,
     },
-    Zero {
-        no_hole: bool,
-    },
+    Zero(ZeroFlags),
     Discard,
 }
 
@@ -43,7 +41,7 @@ impl Change {
                 let part = data.slice((range.start - origin) as usize, len as usize);
                 base.write(at, part, false).await
             }
-            Change::Zero { no_hole } => base.write_zeroes(at, len, ZeroFlags { no_hole: *no_hole, fua: false }).await,
+            Change::Zero(flags) => base.write_zeroes(at, len, ZeroFlags { fua: false, ..*flags }).await,
             Change::Discard if base.info().unmap_reads_zero || fault!(DiscardLeavesOld) => {
                 base.discard(at, len, false).await
             }
@@ -84,6 +82,23 @@ impl Volume {
             self.flush_round().await?;
         }
         if is_published || fault!(AnsweredBeforeRound) { Ok(()) } else { self.publish(stripes).await }
+    }
+
+    /// Refuse zeros that would have to wait for the image: of a part of a stripe that is missing, or that is being
+    /// read from the image just now.
+    ///
+    /// # Errors
+    /// `Unsupported`; nothing was changed.
+    pub fn check_fast_zero(&self, range: &Range<u64>) -> Result<()> {
+        let is_fast = |stripe| match self.stripes.get(stripe) {
+            State::Present | State::Published => true,
+            State::Missing => self.geometry.covers_image_part(stripe, range.start, range.end),
+            State::Filling => self.fetches.running(stripe).is_none_or(|fetch| fetch.content.get().is_some()),
+        };
+        if self.stripes.is_complete() || range.is_empty() || self.stripes_of(range).all(is_fast) {
+            return Ok(());
+        }
+        Err(ZeroFlags::not_fast(&self.options.name))
     }
 
     async fn change_stripes(self: &Arc<Self>, range: Range<u64>, change: &Change) -> Result<()> {

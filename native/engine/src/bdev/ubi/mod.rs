@@ -30,7 +30,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::extent::Extent;
-use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, ZeroFlags};
+use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, PartialRead, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
 use crate::image::Image;
@@ -182,6 +182,16 @@ impl Bdev for UbiBdev {
         })
     }
 
+    fn read_partly(&self, offset: u64, len: usize) -> LocalFuture<'_, PartialRead> {
+        Box::pin(async move {
+            let read = self.volume.read_range_partly(offset..offset + len as u64).await;
+            let result = read.failures.first().map_or(Ok(()), |(_, error)| Err(error.clone()));
+            let stat = &self.volume.stat;
+            self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &result);
+            read
+        })
+    }
+
     fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             let len = data.len() as u64;
@@ -204,8 +214,12 @@ impl Bdev for UbiBdev {
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let change = Change::Zero { no_hole: flags.no_hole };
-            let result = self.volume.change(offset..offset + len, change, flags.fua).await;
+            let range = offset..offset + len;
+            let checked = if flags.fast { self.volume.check_fast_zero(&range) } else { Ok(()) };
+            let result = match checked {
+                Ok(()) => self.volume.change(range, Change::Zero(flags), flags.fua).await,
+                refused => refused,
+            };
             let stat = &self.volume.stat;
             self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
             if result.is_ok() {

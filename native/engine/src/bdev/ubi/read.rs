@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::geometry::StripeIndex;
 use super::stripes::State;
 use super::volume::Volume;
-use crate::bdev::LocalFuture;
+use crate::bdev::{LocalFuture, PartialRead};
 use crate::error::Result;
 use crate::events::Level;
 use crate::reactor::exec;
@@ -41,23 +41,36 @@ impl Volume {
     /// # Errors
     /// What the first failed part said.
     pub async fn read_range(self: &Arc<Self>, range: Range<u64>) -> Result<IoBuf> {
+        let PartialRead { buf, failures } = self.read_range_partly(range).await;
+        match failures.into_iter().next() {
+            None => Ok(buf),
+            Some((_, error)) => Err(error),
+        }
+    }
+
+    /// Read a range and tell which parts of it failed.
+    pub async fn read_range_partly(self: &Arc<Self>, range: Range<u64>) -> PartialRead {
         let len = (range.end - range.start) as usize;
         if range.is_empty() || self.is_on_base(range.start, range.end) {
-            return self.base.read(self.geometry.on_base(range.start), len).await;
+            return match self.base.read(self.geometry.on_base(range.start), len).await {
+                Ok(buf) => PartialRead { buf, failures: Vec::new() },
+                Err(error) => PartialRead::failed(range.start, len, error),
+            };
         }
-        let parts = self.plan_read(range.clone());
         let mut buf = IoBuf::new(len);
         let mut rest: &mut [u8] = &mut buf;
-        let mut reads: Vec<LocalFuture<'_, Result<()>>> = Vec::with_capacity(parts.len());
-        for part in parts {
+        let (mut ranges, mut reads): (Vec<_>, Vec<LocalFuture<'_, Result<()>>>) = (Vec::new(), Vec::new());
+        for part in self.plan_read(range) {
             let (Part::Base(range) | Part::Stripe(range, _) | Part::Image(range)) = &part;
             let (target, after) = rest.split_at_mut((range.end - range.start) as usize);
             rest = after;
+            ranges.push(range.clone());
             reads.push(Box::pin(self.read_part(part, target)));
         }
         assert!(rest.is_empty(), "INV-7: every byte of the answer is read");
-        exec::join_all(reads).await.into_iter().collect::<Result<()>>()?;
-        Ok(buf)
+        let results = exec::join_all(reads).await;
+        let failed = |(range, result): (_, Result<()>)| result.err().map(|error| (range, error));
+        PartialRead { failures: ranges.into_iter().zip(results).filter_map(failed).collect(), buf }
     }
 
     /// Cut a range where its bytes come from different places.

@@ -63,12 +63,27 @@ pub struct ExportDescription {
     pub max_payload: u32,
 }
 
+/// Why an export lets no client in just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoEntry {
+    /// It has as many clients as it may have, or had too many new ones; for people.
+    Policy(String),
+    /// It is going away.
+    Closing,
+}
+
 /// The exports that a client may choose from.
 pub trait ExportDirectory {
     fn list(&self) -> Vec<ExportListing>;
 
     /// The export of this name; the empty name is the default export's.
     fn find(&self, name: &str) -> Option<ExportDescription>;
+
+    /// Let the client in to the export of this name, whose use begins.
+    ///
+    /// # Errors
+    /// Why not; the client may go on with other options.
+    fn enter(&self, name: &str) -> Result<(), NoEntry>;
 }
 
 /// What a client and the server have agreed on for the transmission phase.
@@ -312,6 +327,9 @@ impl Handshake {
             return Next::Close;
         }
         let Some(export) = wire::parse_name(name).and_then(|name| directory.find(name)) else { return Next::Close };
+        if directory.enter(&export.name).is_err() {
+            return Next::Close;
+        }
         replies.export_name(&export, self.transmission_flags(&export), self.no_zeroes);
         Next::Transmission { export: export.name, block_sizes: false }
     }
@@ -341,8 +359,16 @@ impl Handshake {
             return CONTINUE;
         };
         let Some(export) = find_export(name, directory, replies) else { return CONTINUE };
+        let is_go = option.kind == OptionKind::Go;
+        if let Err(reason) = if is_go { directory.enter(&export.name) } else { Ok(()) } {
+            match reason {
+                NoEntry::Policy(message) => replies.refuse(Refusal::Policy, &message),
+                NoEntry::Closing => replies.refuse(Refusal::Shutdown, "the export is going away"),
+            }
+            return CONTINUE;
+        }
         replies.describe(&export, self.transmission_flags(&export), requests);
-        if option.kind != OptionKind::Go {
+        if !is_go {
             return CONTINUE;
         }
         Next::Transmission { export: export.name, block_sizes: requests.block_size }

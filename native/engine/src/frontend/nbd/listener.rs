@@ -1,5 +1,6 @@
 //! A listening socket and the exports that it offers.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::ToSocketAddrs;
@@ -11,8 +12,8 @@ use std::time::Duration;
 
 use super::budget::Budget;
 use super::connection;
-use super::export::{Export, ExportOptions, Session};
-use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing};
+use super::export::{Export, ExportOptions, Seat, Session};
+use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing, NoEntry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
@@ -290,24 +291,44 @@ impl Shared {
         let only = (exports.len() == 1).then(|| exports.values().next()).flatten();
         default.or(only).map(Arc::clone)
     }
+}
 
-    /// Start using the export that was agreed on; None when it has gone or is full.
-    pub fn attach(&self, id: u64, socket: &Arc<Socket>, agreed: Agreed) -> Option<Session> {
-        self.export(&agreed.export)?.attach(id, Arc::clone(socket), agreed)
+/// A client in its handshake, as the exports see it.
+pub struct Visitor<'a> {
+    shared: &'a Shared,
+    id: u64,
+    socket: &'a Arc<Socket>,
+    seat: RefCell<Option<Seat>>,
+}
+
+impl<'a> Visitor<'a> {
+    pub fn new(shared: &'a Shared, id: u64, socket: &'a Arc<Socket>) -> Self {
+        Self { shared, id, socket, seat: RefCell::new(None) }
+    }
+
+    /// Start to use the export that was entered.
+    pub fn into_session(self, agreed: Agreed) -> Option<Session> {
+        self.seat.into_inner().map(|seat| Session::new(seat, agreed))
     }
 }
 
-impl ExportDirectory for Shared {
+impl ExportDirectory for Visitor<'_> {
     fn list(&self) -> Vec<ExportListing> {
         let listing = |export: &Arc<Export>| ExportListing {
             name: export.name.clone(),
             description: export.description().into(),
         };
-        self.exports().values().map(listing).collect()
+        self.shared.exports().values().map(listing).collect()
     }
 
     fn find(&self, name: &str) -> Option<ExportDescription> {
-        self.export(name).map(|export| export.describe())
+        self.shared.export(name).map(|export| export.describe())
+    }
+
+    fn enter(&self, name: &str) -> std::result::Result<(), NoEntry> {
+        let export = self.shared.export(name).ok_or(NoEntry::Closing)?;
+        *self.seat.borrow_mut() = Some(export.enter(self.id, Arc::clone(self.socket))?);
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! - [`export`]: one name, its bdev, its clients
 //! - [`connection`]: one client
 //! - [`handshake`], [`proto`], [`context`]: the protocol itself, without I/O
-//! - [`status`] answers BLOCK_STATUS, [`unaligned`] carries out what is not in whole blocks
+//! - [`zeros`] cuts reads into chunks, [`status`] answers BLOCK_STATUS, [`unaligned`] carries out what is not in whole blocks
 //! - [`budget`], [`output`], [`receive`]: a connection's memory
 
 pub mod budget;
@@ -18,6 +18,7 @@ pub mod proto;
 mod receive;
 mod status;
 mod unaligned;
+mod zeros;
 
 /// Largest payload of one request in bytes; nbd-tester-client's traces need more than 47 MiB.
 pub const MAX_PAYLOAD: u32 = 64 << 20;

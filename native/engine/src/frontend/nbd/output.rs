@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use crate::bdev::Lent;
-use crate::sys::buf::IoBuf;
+use crate::sys::buf::IoData;
 use crate::sys::socket::Socket;
 
 /// Replies after which a batch is sent, so that the client starts while the rest is answered.
@@ -16,7 +16,7 @@ const HIGH_WATER: usize = 1 << 20;
 
 enum Segment {
     Bytes(Vec<u8>),
-    Buf(IoBuf),
+    Data(IoData),
     File { lent: Lent, len: usize },
 }
 
@@ -24,7 +24,7 @@ impl Segment {
     fn len(&self) -> usize {
         match self {
             Segment::Bytes(bytes) => bytes.len(),
-            Segment::Buf(buf) => buf.len(),
+            Segment::Data(data) => data.len(),
             Segment::File { len, .. } => *len,
         }
     }
@@ -60,11 +60,11 @@ impl Output {
         self.replies += 1;
     }
 
-    /// Append a buffer to the reply whose header is in the batch.
-    pub fn push_buf(&mut self, buf: IoBuf) {
+    /// Append data to the reply whose header is in the batch.
+    pub fn push_data(&mut self, data: IoData) {
         self.close_batch();
-        self.queued_bytes += buf.len();
-        self.queue.push_back(Segment::Buf(buf));
+        self.queued_bytes += data.len();
+        self.queue.push_back(Segment::Data(data));
     }
 
     /// Append a file range to the reply whose header is in the batch.
@@ -109,7 +109,7 @@ impl Output {
                 Segment::File { lent, len } => {
                     socket.send_file(&lent.file, lent.offset + self.sent as u64, len - self.sent)
                 }
-                Segment::Bytes(_) | Segment::Buf(_) => self.send_memory(socket),
+                Segment::Bytes(_) | Segment::Data(_) => self.send_memory(socket),
             };
             match result {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -148,7 +148,7 @@ impl Output {
         for segment in self.queue.iter().take(64) {
             let bytes: &[u8] = match segment {
                 Segment::Bytes(bytes) => bytes,
-                Segment::Buf(buf) => buf,
+                Segment::Data(data) => data,
                 Segment::File { .. } => {
                     more = true;
                     break;

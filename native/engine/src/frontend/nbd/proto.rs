@@ -156,7 +156,7 @@ impl Command {
 
     /// The command flags that are valid here; any other is EINVAL.
     ///
-    /// FUA is accepted on every command. FAST_ZERO is not, because no export advertises it.
+    /// FUA is accepted on every command.
     /// Source: NBD proto.md, "Command flags".
     #[inline]
     pub fn allowed_flags(self, structured_replies: bool, extended_headers: bool) -> u16 {
@@ -165,7 +165,7 @@ impl Command {
         FLAG_FUA
             | payload
             | match self {
-                Self::WriteZeroes => FLAG_NO_HOLE,
+                Self::WriteZeroes => FLAG_NO_HOLE | FLAG_FAST_ZERO,
                 Self::Read if structured_replies => FLAG_DF,
                 Self::BlockStatus => FLAG_REQ_ONE,
                 Self::Read | Self::Write | Self::Disconnect | Self::Flush | Self::Trim | Self::Cache => 0,
@@ -291,11 +291,11 @@ fn extended_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u64)
     out.extend_from_slice(&header);
 }
 
-/// Append the header of a reply's only chunk of data; `length` (1 to 2^32 - 9) bytes of `offset` have to follow.
+/// Append the header of a chunk of data; `length` (1 to 2^32 - 9) bytes of `offset` have to follow. `done` ends the reply.
 #[inline]
-pub fn offset_data(out: &mut Vec<u8>, to: To, offset: u64, length: u32) {
+pub fn offset_data(out: &mut Vec<u8>, to: To, offset: u64, length: u32, done: bool) {
     debug_assert!(length > 0 && length <= u32::MAX - 8, "a data chunk carries at least one byte and fits its header");
-    chunk(out, REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, to, length + 8);
+    chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, to, length + 8);
     out.extend_from_slice(&offset.to_be_bytes());
 }
 
@@ -453,7 +453,7 @@ mod tests {
         }
         assert_eq!(Read.allowed_flags(true, false), FLAG_FUA | FLAG_DF);
         assert_eq!(Write.allowed_flags(true, false), FLAG_FUA);
-        assert_eq!(WriteZeroes.allowed_flags(true, false), FLAG_FUA | FLAG_NO_HOLE);
+        assert_eq!(WriteZeroes.allowed_flags(true, false), FLAG_FUA | FLAG_NO_HOLE | FLAG_FAST_ZERO);
         assert_eq!(BlockStatus.allowed_flags(true, false), FLAG_FUA | FLAG_REQ_ONE);
     }
 
@@ -496,8 +496,11 @@ mod tests {
     #[test]
     fn chunks_declare_what_follows() {
         let mut out = Vec::new();
-        offset_data(&mut out, to(7), 0x1122, 4096);
-        assert_eq!(parse_chunk(&out), (1, 1, 7, 4096 + 8, &0x1122u64.to_be_bytes()[..]));
+        for (done, flags) in [(true, 1), (false, 0)] {
+            out.clear();
+            offset_data(&mut out, to(7), 0x1122, 4096, done);
+            assert_eq!(parse_chunk(&out), (flags, 1, 7, 4096 + 8, &0x1122u64.to_be_bytes()[..]));
+        }
 
         out.clear();
         none_chunk(&mut out, to(8));

@@ -183,11 +183,14 @@ impl Unaligned<'_> {
         self.merge(&range, data, fua).await
     }
 
-    /// Make any range zero: its whole blocks as zeros, its ends by merging.
+    /// Make any range zero: its whole blocks as zeros, its ends by merging, which is never fast.
     ///
     /// # Errors
-    /// What the bdev said; parts may be zero then.
+    /// What the bdev said; parts may be zero then. `Unsupported`, with nothing changed, where it had to be fast.
     pub async fn write_zeroes(&self, range: Range<u64>, flags: ZeroFlags) -> Result<()> {
+        if flags.fast {
+            return Err(ZeroFlags::not_fast(&self.bdev.info().name));
+        }
         let _held = self.locks.lock(self.around(&range)).await;
         let inside = self.inside(&range);
         if inside.is_empty() {

@@ -39,7 +39,7 @@ pub async fn carry_out(volume: &Arc<UbiBdev>, index: usize, request: Request) ->
             }
         }
         Request::Zero { range, no_hole, fua } => {
-            volume.write_zeroes(bytes(range.start), bytes(range.len()), ZeroFlags { no_hole, fua }).await
+            volume.write_zeroes(bytes(range.start), bytes(range.len()), ZeroFlags { no_hole, fua, fast: false }).await
         }
         Request::Discard { range, fua } => volume.discard(bytes(range.start), bytes(range.len()), fua).await,
         Request::Flush => volume.flush().await,

@@ -11,7 +11,9 @@ const SERVER: u32 = 2;
 const INFO: u32 = 3;
 const ERR_UNSUP: u32 = 0x8000_0001;
 const ERR_INVALID: u32 = 0x8000_0003;
+const ERR_POLICY: u32 = 0x8000_0002;
 const ERR_UNKNOWN: u32 = 0x8000_0006;
+const ERR_SHUTDOWN: u32 = 0x8000_0007;
 const ERR_TOO_BIG: u32 = 0x8000_0009;
 
 const EXPORT_NAME: u32 = 1;
@@ -33,6 +35,7 @@ const SIZE: u64 = 0x0102_0304_0506_0800;
 struct Exports {
     found: Cell<usize>,
     long_name: Option<String>,
+    no_entry: Option<NoEntry>,
 }
 
 impl ExportDirectory for Exports {
@@ -59,6 +62,28 @@ impl ExportDirectory for Exports {
             preferred_block: 4096,
             max_payload: 64 << 20,
         })
+    }
+
+    fn enter(&self, _name: &str) -> Result<(), NoEntry> {
+        self.no_entry.clone().map_or(Ok(()), Err)
+    }
+}
+
+#[test]
+fn an_export_that_lets_nobody_in_is_told_of_and_refused() {
+    for (no_entry, expected) in [(NoEntry::Policy("full".into()), ERR_POLICY), (NoEntry::Closing, ERR_SHUTDOWN)] {
+        let exports = Exports { no_entry: Some(no_entry), ..Exports::default() };
+        let input = session(&[option(OPT_INFO, &info_data("disk", &[])), option(GO, &info_data("disk", &[]))]);
+        let mut out = Vec::new();
+        let progress = feed_all(&mut Handshake::new(), &input, &exports, &mut out);
+        assert_eq!(progress, Progress::NeedMore { consumed: input.len() }, "the client may go on");
+        let kinds: Vec<(u32, u32)> = parse_replies(&out).iter().map(|reply| (reply.0, reply.1)).collect();
+        assert_eq!(kinds.first(), Some(&(OPT_INFO, INFO)));
+        assert_eq!(kinds.iter().filter(|(option, _)| *option == GO).collect::<Vec<_>>(), [&(GO, expected)]);
+        out.clear();
+        let named = session(&[option(EXPORT_NAME, b"disk")]);
+        let progress = feed_all(&mut Handshake::new(), &named, &exports, &mut out);
+        assert_eq!((progress, out.is_empty()), (Progress::Close { consumed: named.len() }, true));
     }
 }
 

@@ -67,8 +67,10 @@ const REP_META_CONTEXT: u32 = 4;
 #[repr(u32)]
 pub enum Refusal {
     Unsupported = (1 << 31) + 1,
+    Policy = (1 << 31) + 2,
     Invalid = (1 << 31) + 3,
     Unknown = (1 << 31) + 6,
+    Shutdown = (1 << 31) + 7,
     TooBig = (1 << 31) + 9,
     ExtHeaderRequired = (1 << 31) + 10,
 }

@@ -1,0 +1,417 @@
+//! One NBD client: handshake, then requests until it leaves.
+//!
+//! Requests are taken many per receive and answered many per send. What the bdev can do at once is done in
+//! place; everything else runs as a task, so a request that waits for a stripe holds up nobody (INV-4).
+//!
+//! - `negotiate`: the handshake on the socket
+//! - `check`, `execute`, `reply`: one request
+
+mod check;
+mod execute;
+mod negotiate;
+mod reply;
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use super::MAX_PAYLOAD;
+use super::budget::{Account, Permit};
+use super::export::{Export, Session};
+use super::listener::Shared;
+use super::output::{Flushed, Output};
+use super::proto::{self, Request};
+use super::receive::Receive;
+use crate::bdev::Bdev;
+use crate::error::{Error, ErrorKind};
+use crate::reactor::{exec, io as socket_io};
+use crate::sys::buf::IoBuf;
+use crate::sys::socket::Socket;
+
+/// A client has this long to say which export it wants.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// A client that takes no replies has this long before its drain is given up.
+const DRAIN_TIME: Duration = Duration::from_secs(3);
+/// A client that stops in the middle of a payload holds memory that others wait for: it has this long to go on.
+const PAYLOAD_STALL_TIME: Duration = Duration::from_secs(60);
+/// Receives in a row after which other tasks get a turn, whether they ask or not.
+const TURN: u32 = 8;
+
+/// Serve `socket` to its end. Whatever the client does, only its own connection ends (INV-9).
+pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
+    socket.tune();
+    let mut receive = Receive::new();
+    let agreed = exec::race(negotiate::negotiate(&socket, id, shared, &mut receive), exec::sleep(HANDSHAKE_TIME)).await;
+    let exec::Either::Left(Some(session)) = agreed else {
+        socket.shutdown();
+        return;
+    };
+    let connection = Rc::new(Connection::new(Arc::clone(&socket), session, shared));
+    exec::spawn(Rc::clone(&connection).write_loop());
+    connection.read_loop(&mut receive).await;
+    connection.drain().await;
+    socket.shutdown();
+}
+
+/// A client in transmission.
+struct Connection {
+    socket: Arc<Socket>,
+    session: Session,
+    bdev: Arc<dyn Bdev>,
+    account: Rc<Account>,
+    output: RefCell<Output>,
+    /// The socket takes no more, or never will again.
+    blocked: Cell<bool>,
+    broken: Cell<bool>,
+    finished: Cell<bool>,
+    /// A task finished a reply that the write loop has to send.
+    dirty: Cell<bool>,
+    turn: Cell<u32>,
+    writer: RefCell<Option<Waker>>,
+    /// Waits for the output to shrink.
+    reader: RefCell<Option<Waker>>,
+}
+
+/// Why cutting requests stopped.
+enum Cut {
+    /// More bytes are needed.
+    NeedMore,
+    /// A large payload follows, of which `have` bytes were received.
+    Payload(Request, usize),
+    /// A payload that nobody wants: to be read past, then the error is the answer.
+    Skip(Request, Error),
+    /// No room for this request's memory yet.
+    OverBudget(usize),
+    /// Too much unsent, or a full batch.
+    Send,
+    /// The client is done, or sends what is no request.
+    End,
+}
+
+impl Connection {
+    fn new(socket: Arc<Socket>, session: Session, shared: &Arc<Shared>) -> Self {
+        let bdev = Arc::clone(&session.export().bdev);
+        Self {
+            socket,
+            session,
+            bdev,
+            account: Account::new(Arc::clone(shared.budget())),
+            output: RefCell::new(Output::default()),
+            blocked: Cell::new(false),
+            broken: Cell::new(false),
+            finished: Cell::new(false),
+            dirty: Cell::new(false),
+            turn: Cell::new(0),
+            writer: RefCell::new(None),
+            reader: RefCell::new(None),
+        }
+    }
+
+    /// Reads are answered by chunks.
+    fn structured(&self) -> bool {
+        self.session.agreed().structured_replies
+    }
+
+    /// Headers have 64-bit lengths, and everything is answered by chunks.
+    fn extended(&self) -> bool {
+        self.session.agreed().extended_headers
+    }
+
+    fn export(&self) -> &Export {
+        self.session.export()
+    }
+
+    async fn read_loop(self: &Rc<Self>, receive: &mut Receive) {
+        loop {
+            let cut = self.cut_requests(receive);
+            self.flush();
+            match cut {
+                Cut::NeedMore => {
+                    if !self.receive_more(receive).await {
+                        return;
+                    }
+                }
+                Cut::Payload(request, have) => {
+                    if !self.receive_payload(receive, request, have).await {
+                        return;
+                    }
+                }
+                Cut::Skip(request, error) => {
+                    if !self.skip_payload(receive, request.payload_len).await {
+                        return;
+                    }
+                    self.reply_error(&request, &error);
+                }
+                Cut::OverBudget(bytes) => drop(self.account.take(bytes).await),
+                Cut::Send => self.room_to_send().await,
+                Cut::End => return,
+            }
+            if self.broken.get() || self.session.is_closing() {
+                return;
+            }
+        }
+    }
+
+    /// Answer or start every complete request in the buffer.
+    fn cut_requests(self: &Rc<Self>, receive: &mut Receive) -> Cut {
+        loop {
+            if self.is_time_to_send() {
+                return Cut::Send;
+            }
+            let data = receive.data();
+            let Some((parsed, header_len)) = self.parse_header(data) else { return Cut::NeedMore };
+            let Some(request) = parsed else { return Cut::End };
+            let have = data.len() - header_len;
+            let checked = self.check(&request);
+            if request.payload_len > u64::from(MAX_PAYLOAD) {
+                let error =
+                    checked.err().unwrap_or_else(|| Error::new(ErrorKind::InvalidParams, "too large a payload"));
+                return self.too_large(&request, &error);
+            }
+            let payload_len = request.payload_len as usize;
+            if let Err(error) = checked {
+                if have < payload_len {
+                    receive.consume(header_len);
+                    return Cut::Skip(request, error);
+                }
+                receive.consume(header_len + payload_len);
+                self.reply_error(&request, &error);
+                continue;
+            }
+            if payload_len > have {
+                if payload_len <= Receive::WHOLE_MAX {
+                    return Cut::NeedMore;
+                }
+                receive.consume(header_len);
+                return Cut::Payload(request, have);
+            }
+            let payload = &data[header_len..header_len + payload_len];
+            match self.execute(&request, payload) {
+                Ok(()) => receive.consume(header_len + payload_len),
+                Err(stop) => {
+                    if matches!(stop, Cut::End) {
+                        receive.consume(header_len);
+                    }
+                    return stop;
+                }
+            }
+        }
+    }
+
+    /// The next request and the length of its header, None while that is not complete; Some(None) is no request.
+    #[inline]
+    fn parse_header(&self, data: &[u8]) -> Option<(Option<Request>, usize)> {
+        if self.extended() {
+            let header = data.first_chunk()?;
+            return Some((Request::parse_extended(header), proto::EXTENDED_REQUEST_BYTES));
+        }
+        let header = data.first_chunk()?;
+        Some((Request::parse(header), proto::REQUEST_BYTES))
+    }
+
+    /// A full batch, or, while the socket takes nothing, as much as may wait for it.
+    fn is_time_to_send(&self) -> bool {
+        let output = self.output.borrow();
+        if self.blocked.get() { output.is_over_high_water() } else { output.is_batch_full() }
+    }
+
+    /// A payload beyond every limit: the error is the last thing that the client hears.
+    fn too_large(&self, request: &Request, error: &Error) -> Cut {
+        self.reply_error(request, error);
+        Cut::End
+    }
+
+    /// A task has replied: the write loop sends it together with what else is ready.
+    fn finish(&self, permit: Permit) {
+        drop(permit);
+        self.dirty.set(true);
+        self.wake_writer();
+    }
+
+    fn wake_writer(&self) {
+        if let Some(waker) = self.writer.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Send what there is, unless the socket is known to be full.
+    fn flush(&self) {
+        if self.blocked.get() || self.broken.get() || self.output.borrow().is_empty() {
+            return;
+        }
+        let flushed = self.output.borrow_mut().flush(&self.socket);
+        match flushed {
+            Ok(Flushed::All) => {}
+            Ok(Flushed::Blocked) => {
+                self.blocked.set(true);
+                self.wake_writer();
+            }
+            Err(_) => self.set_broken(),
+        }
+        if !self.output.borrow().is_over_high_water()
+            && let Some(waker) = self.reader.borrow_mut().take()
+        {
+            waker.wake();
+        }
+    }
+
+    fn set_broken(&self) {
+        self.broken.set(true);
+        self.socket.shutdown();
+        self.wake_writer();
+        if let Some(waker) = self.reader.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Wait until the output is small enough to take more requests.
+    async fn room_to_send(&self) {
+        poll_fn(|context| {
+            if self.broken.get() || !self.output.borrow().is_over_high_water() {
+                return Poll::Ready(());
+            }
+            *self.reader.borrow_mut() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Let other tasks of this reactor run when they are ready, and now and then in any case.
+    async fn take_turns(&self) {
+        self.turn.set(self.turn.get() + 1);
+        if self.turn.get() >= TURN || exec::has_ready() {
+            self.turn.set(0);
+            exec::yield_now().await;
+        }
+    }
+
+    /// Receive more; false when the client is gone or told to go.
+    async fn receive_more(&self, receive: &mut Receive) -> bool {
+        self.take_turns().await;
+        loop {
+            if self.session.is_closing() {
+                return false;
+            }
+            match receive.fill(&self.socket) {
+                Ok(0) => return false,
+                Ok(_) => {
+                    socket_io::note_activity(self.session.id());
+                    return true;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return false,
+            }
+            let quiet = self.account.requests() == 0 && !self.blocked.get();
+            let attempt = || match receive.fill(&self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+                other => Some(other),
+            };
+            match if quiet { socket_io::spin(attempt) } else { None } {
+                Some(Ok(count)) => {
+                    socket_io::note_activity(self.session.id());
+                    return count > 0;
+                }
+                Some(Err(_)) => return false,
+                None => socket_io::readable(self.socket.raw_fd()).await,
+            }
+        }
+    }
+
+    /// Receive the rest of a large payload into its own buffer, then start the write.
+    async fn receive_payload(self: &Rc<Self>, receive: &mut Receive, request: Request, have: usize) -> bool {
+        let permit = self.account.take(request.length as usize).await;
+        let mut buf = IoBuf::new(request.length as usize);
+        buf[..have].copy_from_slice(receive.data());
+        receive.consume(have);
+        let mut filled = have;
+        while filled < buf.len() {
+            match receive.fill_payload(&self.socket, &mut buf[filled..]) {
+                Ok((_, 0)) => return false,
+                Ok((own, _)) => filled += own,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.flush();
+                    let more = socket_io::readable(self.socket.raw_fd());
+                    if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
+                        return false;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
+        socket_io::note_activity(self.session.id());
+        if self.is_unaligned(&request) {
+            self.start_unaligned(request, buf, permit);
+        } else if let Some(result) = self.write_in_place(&request, &buf) {
+            self.reply(&request, &result);
+        } else {
+            self.start_write(request, buf, permit);
+        }
+        true
+    }
+
+    /// Read past a payload that is not wanted.
+    async fn skip_payload(&self, receive: &mut Receive, mut left: u64) -> bool {
+        loop {
+            let now = usize::try_from(left).unwrap_or(usize::MAX).min(receive.data().len());
+            receive.consume(now);
+            left -= now as u64;
+            if left == 0 {
+                return true;
+            }
+            if !negotiate::receive_some(&self.socket, receive).await {
+                return false;
+            }
+        }
+    }
+
+    /// Sends what tasks have replied, and whatever waits for a full socket.
+    async fn write_loop(self: Rc<Self>) {
+        loop {
+            poll_fn(|context| {
+                let wanted = self.blocked.get() || self.dirty.get() || self.broken.get() || self.finished.get();
+                if wanted {
+                    return Poll::Ready(());
+                }
+                *self.writer.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            if self.broken.get() || self.finished.get() {
+                return;
+            }
+            self.dirty.set(false);
+            if self.blocked.get() {
+                socket_io::writable(self.socket.raw_fd()).await;
+                self.blocked.set(false);
+            }
+            self.flush();
+        }
+    }
+
+    /// Finish what is in flight and deliver its answers; bounded when the client takes none.
+    async fn drain(&self) {
+        self.account.idle().await;
+        let deadline = exec::now() + DRAIN_TIME;
+        self.flush();
+        while !self.broken.get() && !self.output.borrow().is_empty() {
+            let sent = poll_fn(|context| {
+                if self.broken.get() || !self.output.borrow().is_over_high_water() && self.output.borrow().is_empty() {
+                    return Poll::Ready(());
+                }
+                *self.reader.borrow_mut() = Some(context.waker().clone());
+                Poll::Pending
+            });
+            if matches!(exec::race(sent, exec::sleep_until(deadline)).await, exec::Either::Right(())) {
+                break;
+            }
+        }
+        self.finished.set(true);
+        self.wake_writer();
+    }
+}
