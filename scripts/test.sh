@@ -96,6 +96,7 @@ rust() {
     # Optimised, for millions of states: the engine as it ships, then one with faults that can be switched on.
     set -- --manifest-path native/Cargo.toml --locked --release -p ubi-engine
     check "crash simulation" "^simulation: [0-9]{7,} " cargo test "$@" --test crash_simulation -- --nocapture
+    check "metadata damage" "test result" cargo test "$@" --test ubi_examine
     check "broken variants" "test result" cargo test "$@" --features broken-variants --test broken_variants -- --nocapture
     if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ] && with_engine io_uring; then
         printf '%-18s %-6s        some were ignored, and CI allows none\n' "rust tests" FAILED >>"$summary"

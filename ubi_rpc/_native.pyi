@@ -63,6 +63,60 @@ class NbdExportInfo(TypedDict):
     name: str
     connections: int
 
+class UbiSuperblock(TypedDict):
+    state: str  # "formatting" | "clean" | "open" | "adopting" | "sync_failed"
+    uuid: str
+    sequence: int
+    epoch: int
+    boot_id: str | None  # the boot in which it was opened; None when it is closed
+    stripe_size_kb: int
+    image_end: int  # bytes
+    image_kind: str
+    image_size_bytes: int
+    image_tag: str
+    set_headers: int  # as of the last clean close; the digests likewise
+    digest_states: str  # 16 hexadecimal digits
+    digest_checks: str
+    features: list[int]  # compatible, read-only compatible, incompatible
+    map_path: str | None
+
+class UbiProblem(TypedDict):
+    name: str  # one of a fixed list, docs/on-disk-format.md
+    message: str  # a sentence that names the base, what is wrong and what to do
+    sectors: list[int]  # header sectors that are wrong
+    stripes: list[tuple[int, int]]  # the stripes whose headers are in them: first, and one past the last
+
+class UbiReport(TypedDict):
+    path: str
+    size_bytes: int
+    block_size: int
+    verdict: str  # "new" | "clean" | "unclean" | "adoptable" (bdev_ubi's) | "refused": what an open would do
+    recovery: str | None  # unclean: "map" or "headers" tells which stripes are on the base
+    version: str | None  # "0.1" | "0.2"; None without our magic
+    slots: list[str]  # of the two superblock slots: "valid" | "damaged" | "absent" | "unknown"
+    superblock: UbiSuperblock | None  # the newer valid one
+    stripe_size_kb: int | None
+    stripes_total: int | None  # None when neither a superblock nor the caller says it
+    stripes_set: int | None  # headers that are set
+    problems: list[UbiProblem]  # empty: nothing is wrong; refused: the first one is why
+
+def ubi_inspect(
+    path: str,
+    *,
+    image_path: str | None = None,
+    stripe_size_kb: int | None = None,
+    block_size: int | None = None,
+    wait_s: float = 0.0,
+) -> UbiReport:
+    """Look at a base that nobody has open: what is on it, what an open would do, what is wrong. Writes nothing.
+
+    Takes the base's lock (shared) for as long as it looks. `image_path` and `stripe_size_kb` are needed for a volume of
+    bdev_ubi's, which says neither; with an image a volume over another one is a problem. block_size None: 512 for a
+    file, a device's own. wait_s: how long to wait for a daemon to let go of the base.
+
+    Errors: not_found, permission and invalid_params (no room for a volume) as create_aio; busy, naming the holder.
+    """
+
 @final
 class Bdev:
     def info(self) -> BdevInfo: ...

@@ -6,6 +6,7 @@ mod bdev;
 mod engine;
 mod error;
 mod listener;
+mod tools;
 
 use pyo3::prelude::*;
 
@@ -15,6 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("ERROR_KINDS", kinds)?;
     module.add("VERSION", env!("CARGO_PKG_VERSION"))?;
     module.add("EngineError", error::exception_type(module.py())?)?;
+    module.add_function(wrap_pyfunction!(tools::ubi_inspect, module)?)?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<bdev::PyBdev>()?;
     module.add_class::<listener::PyNbdListener>()

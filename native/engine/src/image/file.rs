@@ -141,8 +141,8 @@ impl Image for FileImage {
     }
 
     fn identity(&self) -> ImageIdentity {
-        let FileIdentity { dev, ino, rdev, size, mtime_ns, ctime_ns } = self.file.identity;
-        let tag = format!("{dev:x}:{ino:x}:{rdev:x}:{mtime_ns}:{ctime_ns}");
+        let FileIdentity { size, mtime_ns, .. } = self.file.identity;
+        let tag = if self.file.is_device { String::new() } else { format!("mtime:{mtime_ns}") };
         ImageIdentity { kind: "file", size_bytes: size, tag }
     }
 

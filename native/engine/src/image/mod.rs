@@ -8,13 +8,14 @@ use crate::error::Result;
 use crate::sys::buf::IoData;
 pub use extents::Extents;
 
-/// What tells one image from another and from itself after a change.
+/// What tells one image from another and from itself after a change, also after a restart: nothing in it depends on
+/// where the image is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageIdentity {
     /// The kind of the image, as in `images/`.
     pub kind: &'static str,
     pub size_bytes: u64,
-    /// Whatever changes with the content: inode and times, ETag, digest.
+    /// Whatever changes with the content: time of modification, ETag, digest; at most 256 bytes.
     pub tag: String,
 }
 

@@ -22,6 +22,61 @@ const STRIPE_SIZE_AT: usize = 13;
 /// Pages of header bytes are read and written in units of this, or of a block if that is more.
 const PAGE_BYTES: u64 = 4096;
 
+/// Minor version of a volume that is closed and complete: what bdev_ubi opens.
+pub const MINOR_CLOSED: u16 = 1;
+/// Minor version of a volume that is open, or that needs recovery: what bdev_ubi refuses.
+pub const MINOR_OPEN: u16 = 2;
+
+/// What the first bytes of a base are, looked at alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// No magic: a base that has never been used, has been zeroed, or whose format was cut short.
+    Zero,
+    /// A volume of this format: its minor version and byte 13.
+    Volume {
+        minor: u16,
+        size_byte: u8,
+    },
+    /// Stripes of so many MiB and 4-byte headers: the release 0.1 of bdev_ubi.
+    TagLayout(u8),
+    Ubiblk,
+    Version(u16, u16),
+    /// Byte 13 names no stripe size.
+    SizeByte(u8),
+    /// Something else, described.
+    Foreign(String),
+}
+
+/// Say what the first bytes of a base are; `page` is its first page, at least 512 bytes.
+pub fn identify(page: &[u8]) -> Identity {
+    if page[..MAGIC.len()].iter().all(|&byte| byte == 0) {
+        return Identity::Zero;
+    }
+    if &page[..MAGIC.len()] != MAGIC {
+        return Identity::Foreign(describe(page));
+    }
+    let word = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
+    match (word(MAJOR_AT), word(MINOR_AT), page[STRIPE_SIZE_AT]) {
+        (0, minor @ (MINOR_CLOSED | MINOR_OPEN), size_byte @ (0x40 | 0x80 | 0x00)) => {
+            Identity::Volume { minor, size_byte }
+        }
+        (0, MINOR_CLOSED, mib @ (1 | 2 | 4 | 8)) => Identity::TagLayout(mib),
+        (0, MINOR_CLOSED | MINOR_OPEN, size_byte) => Identity::SizeByte(size_byte),
+        (2, _, _) | (0, 0, _) => Identity::Ubiblk,
+        (major, minor, _) => Identity::Version(major, minor),
+    }
+}
+
+/// Put a minor version into the first bytes of the area.
+pub fn put_minor(area: &mut [u8], minor: u16) {
+    area[MINOR_AT..STRIPE_SIZE_AT].copy_from_slice(&minor.to_le_bytes());
+}
+
+/// The minor version in the first bytes of the area.
+pub fn minor(area: &[u8]) -> u16 {
+    u16::from_le_bytes([area[MINOR_AT], area[MINOR_AT + 1]])
+}
+
 /// What the start of a base says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
@@ -43,7 +98,12 @@ pub fn page_bytes(geometry: &Geometry) -> usize {
 
 /// Bytes from the start of the base up to the end of the last page that holds a header of the image.
 pub fn used_bytes(geometry: &Geometry) -> usize {
-    (HEADERS_AT + HEADER_BYTES * geometry.stripes as usize).next_multiple_of(page_bytes(geometry))
+    used_bytes_of(geometry.stripes, page_bytes(geometry))
+}
+
+/// The same for so many stripes, in pages of `page` bytes.
+pub fn used_bytes_of(stripes: u32, page: usize) -> usize {
+    (HEADERS_AT + HEADER_BYTES * stripes as usize).next_multiple_of(page)
 }
 
 /// What byte 13 holds for a stripe size: its KiB cut to eight bits, 0 for 256 and more.

@@ -15,15 +15,21 @@
 //! INV-7 no error becomes success.
 
 mod change;
+pub mod examine;
 mod extents;
 mod fetch;
 mod flush;
 pub mod geometry;
+pub mod inspect;
 pub mod layout;
 mod metadata;
 mod read;
+pub mod refusal;
+pub mod sectors;
 mod status;
 mod stripes;
+pub mod superblock;
+pub mod uuid;
 mod volume;
 
 use std::sync::Arc;
