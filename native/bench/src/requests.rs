@@ -139,8 +139,16 @@ fn header(kind: u16, cookie: u64, offset: u64, length: u32) -> [u8; HEADER_BYTES
     header
 }
 
-fn write_all(socket: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
-    write_all_vectored(socket, &mut [IoSlice::new(bytes)])
+fn write_all(socket: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match socket.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Send everything, also on a socket that does not block.

@@ -25,7 +25,15 @@ fn engine() -> Engine {
 fn offer(listener: &NbdListener, name: &str) {
     let bdev = Arc::new(MallocBdev::new(name, SIZE / 512, 512).expect("malloc"));
     let (name, description) = (name.to_owned(), String::new());
-    let options = ExportOptions { name, bdev, readonly: false, default: false, max_connections: 0, description };
+    let options = ExportOptions {
+        name,
+        bdev,
+        readonly: false,
+        default: false,
+        max_connections: 0,
+        max_handshakes_per_s: 0,
+        description,
+    };
     listener.add_export(options).expect("add");
 }
 

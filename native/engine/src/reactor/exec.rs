@@ -4,7 +4,7 @@
 //! Tasks are never cancelled from outside; each runs to its end.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -92,35 +92,14 @@ impl Wake for TaskWaker {
     }
 }
 
-struct Timer {
-    deadline: Instant,
-    sequence: u64,
-    waker: Waker,
-}
-
-impl PartialEq for Timer {
-    fn eq(&self, other: &Self) -> bool {
-        self.sequence == other.sequence
-    }
-}
-impl Eq for Timer {}
-impl PartialOrd for Timer {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Timer {
-    /// Reversed, so that the heap's greatest is the earliest deadline.
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (other.deadline, other.sequence).cmp(&(self.deadline, self.sequence))
-    }
-}
+/// A timer: when it is due, and a number that tells timers of one time apart.
+type TimerKey = (Instant, u64);
 
 /// The tasks of one thread.
 pub struct Executor {
     tasks: RefCell<Slab<TaskSlot>>,
     ready: RefCell<VecDeque<(TaskId, Arc<TaskWaker>)>>,
-    timers: RefCell<BinaryHeap<Timer>>,
+    timers: RefCell<BTreeMap<TimerKey, Waker>>,
     next_sequence: Cell<u64>,
     now: Cell<Instant>,
     inbox: Arc<Inbox>,
@@ -151,7 +130,7 @@ impl Executor {
         Rc::new(Self {
             tasks: RefCell::new(Slab::new()),
             ready: RefCell::new(VecDeque::new()),
-            timers: RefCell::new(BinaryHeap::new()),
+            timers: RefCell::new(BTreeMap::new()),
             next_sequence: Cell::new(0),
             now: Cell::new(Instant::now()),
             inbox: Arc::new(inbox),
@@ -195,7 +174,7 @@ impl Executor {
 
     /// When the earliest timer is due.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.timers.borrow().peek().map(|timer| timer.deadline)
+        self.timers.borrow().first_key_value().map(|((deadline, _), _)| *deadline)
     }
 
     pub fn spawn(&self, future: impl Future<Output = ()> + 'static) {
@@ -271,19 +250,23 @@ impl Executor {
         loop {
             let due = {
                 let mut timers = self.timers.borrow_mut();
-                match timers.peek() {
-                    Some(timer) if timer.deadline <= self.now.get() => timers.pop(),
-                    _ => None,
+                match timers.first_entry() {
+                    Some(timer) if timer.key().0 <= self.now.get() => timer.remove(),
+                    _ => return,
                 }
             };
-            let Some(timer) = due else { return };
-            timer.waker.wake();
+            due.wake();
         }
     }
 
-    fn add_timer(&self, deadline: Instant, waker: Waker) {
-        let sequence = self.sequence();
-        self.timers.borrow_mut().push(Timer { deadline, sequence, waker });
+    fn add_timer(&self, deadline: Instant, waker: Waker) -> TimerKey {
+        let key = (deadline, self.sequence());
+        self.timers.borrow_mut().insert(key, waker);
+        key
+    }
+
+    fn remove_timer(&self, key: TimerKey) {
+        self.timers.borrow_mut().remove(&key);
     }
 
     fn sequence(&self) -> u64 {
@@ -339,17 +322,29 @@ pub async fn sleep(duration: Duration) {
     sleep_until(now() + duration).await;
 }
 
+/// A timer of the current executor, taken back when dropped: one that nobody waits for would shorten a sleep.
+#[derive(Default)]
+struct Registered(Option<TimerKey>);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let exec = CURRENT.with_borrow(|current| current.clone());
+        if let (Some(key), Some(exec)) = (self.0, exec) {
+            exec.remove_timer(key);
+        }
+    }
+}
+
 /// Wait until the executor's clock reaches `deadline`.
 pub async fn sleep_until(deadline: Instant) {
-    let mut registered = false;
+    let mut registered = Registered::default();
     std::future::poll_fn(|context| {
         let exec = current();
         if exec.now() >= deadline {
             return Poll::Ready(());
         }
-        if !registered {
-            registered = true;
-            exec.add_timer(deadline, context.waker().clone());
+        if registered.0.is_none() {
+            registered.0 = Some(exec.add_timer(deadline, context.waker().clone()));
         }
         Poll::Pending
     })
@@ -429,6 +424,16 @@ pub fn block_on<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_timer_that_nobody_waits_for_is_gone() {
+        block_on(async {
+            assert!(matches!(race(async {}, sleep(Duration::from_secs(60))).await, Either::Left(())));
+            let lost = race(yield_now(), sleep(Duration::from_secs(60))).await;
+            assert!(matches!(lost, Either::Left(())));
+            assert_eq!(current().next_deadline(), None);
+        });
+    }
 
     #[test]
     fn a_sleeping_task_wakes_in_order_of_deadlines() {

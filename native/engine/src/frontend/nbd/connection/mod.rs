@@ -57,6 +57,17 @@ pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
     socket.shutdown();
 }
 
+/// Receive what is there; None when that is nothing yet.
+fn attempt_fill(socket: &Socket, receive: &mut Receive) -> Option<io::Result<usize>> {
+    loop {
+        match receive.fill(socket) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return Some(other),
+        }
+    }
+}
+
 /// A client in transmission.
 struct Connection {
     socket: Arc<Socket>,
@@ -71,6 +82,8 @@ struct Connection {
     /// A task finished a reply that the write loop has to send.
     dirty: Cell<bool>,
     turn: Cell<u32>,
+    /// Requests cut since the last receive.
+    batch: Cell<u32>,
     writer: RefCell<Option<Waker>>,
     /// Waits for the output to shrink.
     reader: RefCell<Option<Waker>>,
@@ -106,6 +119,7 @@ impl Connection {
             finished: Cell::new(false),
             dirty: Cell::new(false),
             turn: Cell::new(0),
+            batch: Cell::new(0),
             writer: RefCell::new(None),
             reader: RefCell::new(None),
         }
@@ -191,7 +205,10 @@ impl Connection {
             }
             let payload = &data[header_len..header_len + payload_len];
             match self.execute(&request, payload) {
-                Ok(()) => receive.consume(header_len + payload_len),
+                Ok(()) => {
+                    self.batch.set(self.batch.get() + 1);
+                    receive.consume(header_len + payload_len);
+                }
                 Err(stop) => {
                     if matches!(stop, Cut::End) {
                         receive.consume(header_len);
@@ -292,34 +309,32 @@ impl Connection {
     /// Receive more; false when the client is gone or told to go.
     async fn receive_more(&self, receive: &mut Receive) -> bool {
         self.take_turns().await;
+        // Whoever sent one request and got its answer this moment has not sent the next one yet: no look in vain.
+        let mut may_be_there = self.batch.replace(0) > 1 || !self.is_quiet();
         loop {
             if self.session.is_closing() {
                 return false;
             }
-            match receive.fill(&self.socket) {
-                Ok(0) => return false,
-                Ok(_) => {
-                    socket_io::note_activity(self.session.id());
-                    return true;
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(_) => return false,
+            if may_be_there && let Some(received) = attempt_fill(&self.socket, receive) {
+                return self.note_received(received);
             }
-            let quiet = self.account.requests() == 0 && !self.blocked.get();
-            let attempt = || match receive.fill(&self.socket) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-                other => Some(other),
-            };
-            match if quiet { socket_io::spin(attempt) } else { None } {
-                Some(Ok(count)) => {
-                    socket_io::note_activity(self.session.id());
-                    return count > 0;
-                }
-                Some(Err(_)) => return false,
+            may_be_there = true;
+            let attempt = || attempt_fill(&self.socket, receive);
+            match if self.is_quiet() { socket_io::spin(attempt) } else { None } {
+                Some(received) => return self.note_received(received),
                 None => socket_io::readable(self.socket.raw_fd()).await,
             }
         }
+    }
+
+    /// Nothing is in flight and nothing waits to be sent.
+    fn is_quiet(&self) -> bool {
+        self.account.requests() == 0 && !self.blocked.get()
+    }
+
+    fn note_received(&self, received: io::Result<usize>) -> bool {
+        socket_io::note_activity(self.session.id());
+        received.is_ok_and(|count| count > 0)
     }
 
     /// Receive the rest of a large payload into its own buffer, then start the write.
