@@ -104,9 +104,13 @@ class Bdev:
     def info(self) -> dict[str, object]:
         return dict(self._info)
 
-    def iostat(self) -> dict[str, int]:
+    def iostat(self, *, forget_extremes: bool = False) -> dict[str, int]:
         zero = dict.fromkeys(("bytes_read", "num_read_ops", "bytes_written", "num_write_ops"), 0)
-        return {**zero, **self._world.counters.get(self.name, {})}
+        counters = self._world.counters.setdefault(self.name, {})
+        answer = {**zero, **counters}
+        if forget_extremes:
+            counters.update({name: 0 for name in counters if name.startswith(("max_", "min_"))})
+        return answer
 
     def resize(self, num_blocks: int | None = None) -> None:
         """Grow; None is 8 blocks more, as if the file had grown."""

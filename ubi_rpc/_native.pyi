@@ -58,6 +58,15 @@ class IoStat(TypedDict):
     num_unmap_ops: int
     num_flush_ops: int
     num_errors: int
+    read_latency_ns: int  # of all completed ones together
+    max_read_latency_ns: int  # since forget_extremes; 0 when there was none
+    min_read_latency_ns: int
+    write_latency_ns: int
+    max_write_latency_ns: int
+    min_write_latency_ns: int
+    unmap_latency_ns: int
+    max_unmap_latency_ns: int
+    min_unmap_latency_ns: int
 
 class NbdExportInfo(TypedDict):
     name: str
@@ -120,7 +129,8 @@ def ubi_inspect(
 @final
 class Bdev:
     def info(self) -> BdevInfo: ...
-    def iostat(self) -> IoStat: ...
+    def iostat(self, *, forget_extremes: bool = False) -> IoStat:
+        """Counters and times; with forget_extremes the longest and shortest ones begin anew afterwards."""
     def resize(self, num_blocks: int | None = None) -> None:
         """Grow to num_blocks (null), or to the size that the file has by now (aio, num_blocks is not looked at).
 

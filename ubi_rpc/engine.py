@@ -75,9 +75,14 @@ class Bdev:
         """Return progress and state of a ubi bdev; `UbiError` unsupported for the other kinds."""
         return await self._engine.call(self.native.ubi_status)
 
-    async def iostat(self) -> Mapping[str, int]:
-        """Return the counters of completed requests, fields as `_native.IoStat`."""
-        return cast("Mapping[str, int]", await self._engine.call(self.native.iostat))
+    async def iostat(self, *, forget_extremes: bool = False) -> Mapping[str, int]:
+        """Return counters and times of completed requests, fields as `_native.IoStat`.
+
+        Args:
+            forget_extremes: the longest and the shortest times begin anew afterwards.
+        """
+        answer = await self._engine.call(self.native.iostat, forget_extremes=forget_extremes)
+        return cast("Mapping[str, int]", answer)
 
     async def resize(self, num_blocks: int | None) -> None:
         """Grow to `num_blocks`, or to what the storage has by now; `info` is the new one. Errors as `_native`."""

@@ -102,3 +102,29 @@ async def test_reset_iostat_resets_one_or_all(domain: Domain) -> None:
     assert [bdev["bytes_read"] for bdev in (await domain.call("bdev_get_iostat"))["bdevs"]] == [0, 0]
     assert await domain.error("bdev_reset_iostat", name="x") == (-19, "No such device")
     assert await domain.error("bdev_reset_iostat", mode="x") == (-32603, "spdk_json_decode_object failed")
+
+
+async def test_times_are_sums_and_extremes_and_each_reset_takes_its_own(domain: Domain) -> None:
+    await domain.call("bdev_null_create", name="n", num_blocks=8, block_size=512)
+
+    async def times(mode: str) -> tuple[int, int, int, int]:
+        (found,) = (await domain.call("bdev_get_iostat", reset_mode=mode))["bdevs"]
+        names = ("read_latency_ticks", "max_read_latency_ticks", "min_read_latency_ticks", "write_latency_ticks")
+        return tuple(found[name] for name in names)
+
+    def measure() -> None:
+        domain.world.counters["n"] = {
+            "read_latency_ns": 1000,
+            "max_read_latency_ns": 900,
+            "min_read_latency_ns": 100,
+            "write_latency_ns": 7,
+        }
+
+    measure()
+    assert await times("none") == await times("error") == await times("maxmin") == (1000, 900, 100, 7)
+    assert await times("none") == (1000, 0, 0, 7)
+    measure()
+    assert await times("all") == (1000, 900, 100, 7)
+    assert await times("none") == (0, 0, 0, 0)
+    domain.world.counters["n"]["read_latency_ns"] += 50
+    assert await times("none") == (50, 0, 0, 0)

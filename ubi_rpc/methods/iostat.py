@@ -68,7 +68,7 @@ def chosen(params: GetIostatParams) -> list[str] | None:
 async def _read(entry: BdevEntry, mode: ResetMode) -> dict[str, object] | None:
     """Return a bdev's statistics and set them back; None for one that went meanwhile."""
     try:
-        counters = await entry.bdev.iostat()
+        counters = await entry.bdev.iostat(forget_extremes=mode in {"all", "maxmin"})
     except UbiError:
         if entry.state is ObjectState.ONLINE:
             raise

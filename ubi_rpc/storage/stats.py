@@ -1,7 +1,7 @@
 """I/O statistics of bdevs as bdev_get_iostat shows them: the engine's counters less what a reset has set aside.
 
-The engine counts for ever and never goes back; a reset moves the zero point kept here. Latencies are not measured, so
-their members are 0.
+The engine counts for ever and never goes back; a reset moves the zero point kept here. Only the longest and the
+shortest times are forgotten by the engine itself. Nothing is ever copied inside a bdev, so those members are 0.
 
 Source: SPDK lib/bdev/bdev.c, spdk_bdev_dump_io_stat_json (members and their order), spdk_bdev_reset_io_stat.
 """
@@ -27,11 +27,8 @@ COUNTERS = (
     "bytes_copied",
     "num_copy_ops",
 )
-LATENCIES = tuple(
-    f"{bound}{operation}_latency_ticks"
-    for operation in ("read", "write", "unmap", "copy")
-    for bound in ("", "max_", "min_")
-)
+OPERATIONS = ("read", "write", "unmap", "copy")
+LATENCIES = tuple(f"{bound}{operation}_latency_ticks" for operation in OPERATIONS for bound in ("", "max_", "min_"))
 ERRORS = "num_errors"
 
 
@@ -49,14 +46,19 @@ class Baseline:
         self._zero: dict[str, int] = {}
 
     def reset(self, counters: Mapping[str, int], mode: ResetMode) -> None:
-        """Set counters back to 0: all of them, the errors alone, or (extremes, which are not measured) none."""
+        """Set sums back to 0: all of them, the errors alone, or none (extremes are the engine's to forget)."""
         if mode == "all":
-            self._zero = {name: counters.get(name, 0) for name in (*COUNTERS, ERRORS)}
+            sums = (*COUNTERS, ERRORS, *(f"{operation}_latency_ns" for operation in OPERATIONS))
+            self._zero = {name: counters.get(name, 0) for name in sums}
         elif mode == "error":
             self._zero[ERRORS] = counters.get(ERRORS, 0)
 
     def show(self, counters: Mapping[str, int]) -> dict[str, object]:
         """Return the members of a bdev's statistics."""
-        since = {name: counters.get(name, 0) - self._zero.get(name, 0) for name in (*COUNTERS, ERRORS)}
+        since = {name: self._since(counters, name) for name in (*COUNTERS, ERRORS)}
         failed = since.pop(ERRORS)
-        return {**since, **dict.fromkeys(LATENCIES, 0), "io_error": {"failed": failed} if failed else {}}
+        times = {name: self._since(counters, name.replace("_ticks", "_ns")) for name in LATENCIES}
+        return {**since, **times, "io_error": {"failed": failed} if failed else {}}
+
+    def _since(self, counters: Mapping[str, int], name: str) -> int:
+        return counters.get(name, 0) - self._zero.get(name, 0)

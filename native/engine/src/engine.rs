@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::budget::Budget;
 use crate::frontend::nbd::listener::NbdListener;
 use crate::reactor::{Handle, IoEngine, Reactors};
-use crate::sys::cpu;
+use crate::sys::{clock, cpu};
 
 /// How long `close` waits for the last user of a bdev to let go after its frontends are gone.
 const RELEASE_TIME: Duration = Duration::from_secs(30);
@@ -41,6 +41,7 @@ impl Engine {
     /// As [`Reactors::start`].
     pub fn start(options: &EngineOptions) -> Result<Self> {
         cpu::set_io_flusher();
+        clock::ticks(); // its rate is known by the time that it is wanted
         let io_engine = options.io_engine.unwrap_or_else(IoEngine::detect);
         let reactors = Arc::new(Reactors::start(&options.cpus, options.reactors, io_engine)?);
         Ok(Self { reactors, budget: Budget::new(options.memory_budget_bytes) })

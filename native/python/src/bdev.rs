@@ -9,6 +9,7 @@ use ubi_engine::bdev::Bdev;
 use ubi_engine::engine::{BdevHandle, Engine};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::reactor::Handle;
+use ubi_engine::sys::clock;
 
 use crate::error::to_python;
 
@@ -46,7 +47,8 @@ impl PyBdev {
         Ok(dict)
     }
 
-    fn iostat<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+    #[pyo3(signature = (*, forget_extremes=false))]
+    fn iostat<'py>(&self, py: Python<'py>, forget_extremes: bool) -> PyResult<Bound<'py, PyDict>> {
         let bdev = self.get().map_err(|error| to_python(py, &error))?;
         let stat = bdev.iostat();
         let dict = PyDict::new(py);
@@ -62,6 +64,17 @@ impl PyBdev {
         ];
         for (name, counter) in counters {
             dict.set_item(name, counter.load(Ordering::Relaxed))?;
+        }
+        for (name, times) in [("read", &stat.read_times), ("write", &stat.write_times), ("unmap", &stat.unmap_times)] {
+            let min = times.min.load(Ordering::Relaxed);
+            let ticks = [times.total.load(Ordering::Relaxed), times.max.load(Ordering::Relaxed), min];
+            for (bound, ticks) in ["", "max_", "min_"].into_iter().zip(ticks) {
+                let shown = if ticks == u64::MAX { 0 } else { ticks };
+                dict.set_item(format!("{bound}{name}_latency_ns"), clock::to_ns(shown))?;
+            }
+        }
+        if forget_extremes {
+            stat.forget_extremes();
         }
         Ok(dict)
     }

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
+use super::stat::{self, LentReads, Op};
 use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
-use crate::sys::lock;
+use crate::sys::{clock, lock};
 
 /// Largest block size that any frontend can announce, bytes.
 const MAX_BLOCK_SIZE: u32 = 65536;
@@ -65,10 +66,11 @@ pub struct AioBdev {
     inline: bool,
     is_device: bool,
     memory_align: usize,
-    stat: IoStat,
+    stat: Arc<IoStat>,
     /// Milliseconds since `opened` until which writes do not go inline.
     inline_rest_until: AtomicU64,
     opened: Instant,
+    inline_write_slow_ticks: u64,
 }
 
 impl AioBdev {
@@ -115,9 +117,10 @@ impl AioBdev {
             in_memory,
             is_device: kind == Kind::BlockDevice,
             memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
-            stat: IoStat::default(),
+            stat: Arc::default(),
             inline_rest_until: AtomicU64::new(0),
             opened: Instant::now(),
+            inline_write_slow_ticks: clock::from_duration(INLINE_WRITE_SLOW),
         })
     }
 
@@ -141,18 +144,6 @@ impl AioBdev {
                 true
             }
             _ => false,
-        }
-    }
-
-    fn count<T>(&self, ops: &AtomicU64, bytes: Option<(&AtomicU64, u64)>, result: &Result<T>) {
-        match result {
-            Ok(_) => {
-                IoStat::add(ops, 1);
-                if let Some((counter, len)) = bytes {
-                    IoStat::add(counter, len);
-                }
-            }
-            Err(_) => IoStat::add(&self.stat.num_errors, 1),
         }
     }
 
@@ -211,12 +202,13 @@ impl Bdev for AioBdev {
         if !self.inline {
             return None;
         }
+        let began = stat::begin();
         let answer = if self.in_memory { self.file.pread(buf, offset) } else { self.file.pread_nowait(buf, offset) };
         // Anything but a full read is left to the asynchronous way, which finishes it or says what is wrong.
         if answer.ok()? != buf.len() {
             return None;
         }
-        self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, buf.len() as u64)), &Ok(()));
+        self.stat.done(Op::Read, buf.len() as u64, began, &Ok(()));
         Some(Ok(()))
     }
 
@@ -224,20 +216,21 @@ impl Bdev for AioBdev {
         if !self.may_write_inline(data.len()) {
             return None;
         }
-        let started = Instant::now();
+        let began = stat::begin();
         let written = self.file.pwrite(data, offset, false);
-        if !self.in_memory && started.elapsed() > INLINE_WRITE_SLOW {
-            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
-        }
         // A short or failed write is repeated as a whole: the same bytes in the same place.
         if written.ok()? != data.len() {
             return None;
         }
-        self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, data.len() as u64)), &Ok(()));
+        let took = self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
+        if !self.in_memory && took > self.inline_write_slow_ticks {
+            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
+        }
         Some(Ok(()))
     }
 
     fn lend(&self, offset: u64, len: usize) -> Option<Lent> {
+        let began = stat::begin();
         if !self.inline || len < LEND_MIN || !(self.in_memory || self.file.is_cached(offset, len as u64)) {
             return None;
         }
@@ -246,55 +239,60 @@ impl Bdev for AioBdev {
         if self.file.seek_data(offset).is_ok_and(is_hole) {
             return None;
         }
-        self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &Ok(()));
-        Some(Lent { file: Arc::clone(&self.file), offset })
+        let mut reads = LentReads::default();
+        reads.add(&self.stat, began, len as u64);
+        Some(Lent { file: Arc::clone(&self.file), offset, reads })
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
         Box::pin(async move {
+            let began = stat::begin();
             let result = ops::read_exact(&self.file, offset, len).await;
-            self.count(&self.stat.num_read_ops, Some((&self.stat.bytes_read, len as u64)), &result);
+            self.stat.done(Op::Read, len as u64, began, &result);
             result
         })
     }
 
     fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let len = data.len() as u64;
+            let (began, len) = (stat::begin(), data.len() as u64);
             let aligned = (data.as_ptr() as usize).is_multiple_of(self.memory_align);
             let data = if aligned { data } else { IoData::new(IoBuf::from_slice(&data)) };
             let result = ops::write_all(&self.file, offset, data, fua).await;
-            self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, len)), &result);
+            self.stat.done(Op::Write, len, began, &result);
             result
         })
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let result = ops::sync(&self.file).await;
-            self.count(&self.stat.num_flush_ops, None, &result);
+            self.stat.done(Op::Flush, 0, began, &result);
             result
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let mut result = self.zero(offset, len, flags).await;
             if result.is_ok() && flags.fua {
                 result = ops::sync(&self.file).await;
             }
-            self.count(&self.stat.num_write_ops, Some((&self.stat.bytes_written, len)), &result);
+            self.stat.done(Op::Write, len, began, &result);
             result
         })
     }
 
     fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let mut result = self.zero(offset, len, ZeroFlags::default()).await;
             if result.is_ok() && fua {
                 result = ops::sync(&self.file).await;
             }
-            self.count(&self.stat.num_unmap_ops, Some((&self.stat.bytes_unmapped, len)), &result);
+            self.stat.done(Op::Unmap, len, began, &result);
             result
         })
     }

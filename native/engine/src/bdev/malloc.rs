@@ -1,7 +1,6 @@
 //! The `malloc` bdev: memory that lives as long as the daemon.
 
-use std::sync::atomic::AtomicU64;
-
+use super::stat::{self, Op};
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
@@ -29,11 +28,6 @@ impl MallocBdev {
         let bytes = num_blocks.checked_mul(u64::from(block_size)).ok_or_else(no_memory)?;
         let memory = SharedMemory::new(usize::try_from(bytes).map_err(|_| no_memory())?).map_err(|_| no_memory())?;
         Ok(Self { info, memory, stat: IoStat::default() })
-    }
-
-    fn count(&self, ops: &AtomicU64, bytes: &AtomicU64, len: u64) {
-        IoStat::add(ops, 1);
-        IoStat::add(bytes, len);
     }
 }
 
@@ -68,44 +62,50 @@ impl Bdev for MallocBdev {
     }
 
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        let began = stat::begin();
         self.memory.read(offset, buf);
-        self.count(&self.stat.num_read_ops, &self.stat.bytes_read, buf.len() as u64);
+        self.stat.done(Op::Read, buf.len() as u64, began, &Ok(()));
         Some(Ok(()))
     }
 
     fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+        let began = stat::begin();
         self.memory.write(offset, data);
-        self.count(&self.stat.num_write_ops, &self.stat.bytes_written, data.len() as u64);
+        self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
         Some(Ok(()))
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
         let mut buf = IoBuf::new(len);
+        let began = stat::begin();
         self.memory.read(offset, &mut buf);
-        self.count(&self.stat.num_read_ops, &self.stat.bytes_read, len as u64);
+        self.stat.done(Op::Read, len as u64, began, &Ok(()));
         Box::pin(std::future::ready(Ok(buf)))
     }
 
     fn write(&self, offset: u64, data: IoData, _fua: bool) -> LocalFuture<'_, Result<()>> {
+        let began = stat::begin();
         self.memory.write(offset, &data);
-        self.count(&self.stat.num_write_ops, &self.stat.bytes_written, data.len() as u64);
+        self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        IoStat::add(&self.stat.num_flush_ops, 1);
+        self.stat.done(Op::Flush, 0, stat::begin(), &Ok(()));
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        let began = stat::begin();
         self.memory.zero(offset, len);
-        self.count(&self.stat.num_write_ops, &self.stat.bytes_written, len);
+        self.stat.done(Op::Write, len, began, &Ok(()));
         Box::pin(std::future::ready(Ok(())))
     }
 
     fn discard(&self, offset: u64, len: u64, _fua: bool) -> LocalFuture<'_, Result<()>> {
+        let began = stat::begin();
         self.memory.zero(offset, len);
-        self.count(&self.stat.num_unmap_ops, &self.stat.bytes_unmapped, len);
+        self.stat.done(Op::Unmap, len, began, &Ok(()));
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -8,6 +8,7 @@ pub mod aio;
 pub mod extent;
 pub mod malloc;
 pub mod null;
+pub mod stat;
 pub mod ubi;
 
 use std::future::Future;
@@ -21,6 +22,8 @@ use extent::{Extent, ExtentState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::StorageFile;
+pub use stat::IoStat;
+use stat::LentReads;
 
 /// A future that runs on one reactor and is never sent to another.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -134,10 +137,12 @@ impl PartialRead {
 }
 
 /// Part of a file that holds a range of the bdev just now, for sendfile.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Lent {
     pub file: Arc<StorageFile>,
     pub offset: u64,
+    /// Dropped with this, once the bytes are sent.
+    pub reads: LentReads,
 }
 
 /// A block device.
@@ -212,25 +217,6 @@ pub trait Bdev: Send + Sync {
     /// The state of a ubi overlay; None for other kinds.
     fn ubi(&self) -> Option<&ubi::UbiBdev> {
         None
-    }
-}
-
-/// Counters of completed requests, as bdev_get_iostat names them.
-#[derive(Debug, Default)]
-pub struct IoStat {
-    pub bytes_read: AtomicU64,
-    pub num_read_ops: AtomicU64,
-    pub bytes_written: AtomicU64,
-    pub num_write_ops: AtomicU64,
-    pub bytes_unmapped: AtomicU64,
-    pub num_unmap_ops: AtomicU64,
-    pub num_flush_ops: AtomicU64,
-    pub num_errors: AtomicU64,
-}
-
-impl IoStat {
-    pub fn add(counter: &AtomicU64, value: u64) {
-        counter.fetch_add(value, Ordering::Relaxed);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::extent::{Extent, ExtentState};
 use super::malloc::memory_info;
+use super::stat::{self, Op};
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
@@ -31,15 +32,14 @@ impl Bdev for NullBdev {
     }
 
     fn try_read(&self, _offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        let began = stat::begin();
         buf.fill(0);
-        IoStat::add(&self.stat.num_read_ops, 1);
-        IoStat::add(&self.stat.bytes_read, buf.len() as u64);
+        self.stat.done(Op::Read, buf.len() as u64, began, &Ok(()));
         Some(Ok(()))
     }
 
     fn try_write(&self, _offset: u64, data: &[u8]) -> Option<Result<()>> {
-        IoStat::add(&self.stat.num_write_ops, 1);
-        IoStat::add(&self.stat.bytes_written, data.len() as u64);
+        self.stat.done(Op::Write, data.len() as u64, stat::begin(), &Ok(()));
         Some(Ok(()))
     }
 
@@ -55,19 +55,17 @@ impl Bdev for NullBdev {
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        IoStat::add(&self.stat.num_flush_ops, 1);
+        self.stat.done(Op::Flush, 0, stat::begin(), &Ok(()));
         self.done()
     }
 
     fn write_zeroes(&self, _offset: u64, len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
-        IoStat::add(&self.stat.num_write_ops, 1);
-        IoStat::add(&self.stat.bytes_written, len);
+        self.stat.done(Op::Write, len, stat::begin(), &Ok(()));
         self.done()
     }
 
     fn discard(&self, _offset: u64, len: u64, _fua: bool) -> LocalFuture<'_, Result<()>> {
-        IoStat::add(&self.stat.num_unmap_ops, 1);
-        IoStat::add(&self.stat.bytes_unmapped, len);
+        self.stat.done(Op::Unmap, len, stat::begin(), &Ok(()));
         self.done()
     }
 

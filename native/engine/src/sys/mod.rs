@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 pub mod buf;
+pub mod clock;
 pub mod cpu;
 pub mod epoll;
 pub mod eventfd;

@@ -33,9 +33,10 @@ pub mod uuid;
 mod volume;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::extent::Extent;
+use super::stat::{self, Op};
 use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, PartialRead, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
@@ -100,7 +101,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         fetches: fetch::Fetches::new(),
         rounds: flush::Rounds::new(area),
         counters: status::Counters::default(),
-        stat: IoStat::default(),
+        stat: Arc::default(),
         tasks: volume::Tasks::default(),
         closing: AtomicBool::new(false),
     };
@@ -126,18 +127,6 @@ impl UbiBdev {
         volume.stripes.is_complete()
             || volume.stripes.all_at_least(volume.geometry.stripes_of(start, end), State::Published)
     }
-
-    fn count<T>(&self, ops: &AtomicU64, bytes: Option<(&AtomicU64, u64)>, result: &Result<T>) {
-        match result {
-            Ok(_) => {
-                IoStat::add(ops, 1);
-                if let Some((counter, len)) = bytes {
-                    IoStat::add(counter, len);
-                }
-            }
-            Err(_) => IoStat::add(&self.volume.stat.num_errors, 1),
-        }
-    }
 }
 
 impl Bdev for UbiBdev {
@@ -151,9 +140,10 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.volume.is_on_base(offset, offset + len) {
             return None;
         }
-        let result = self.volume.base.try_read(self.volume.geometry.on_base(offset), buf)?;
-        let stat = &self.volume.stat;
-        self.count(&stat.num_read_ops, Some((&stat.bytes_read, len)), &result);
+        let (volume, began) = (&*self.volume, stat::begin());
+        let (result, ended) = stat::together(began, || volume.base.try_read(volume.geometry.on_base(offset), buf));
+        let result = result?;
+        volume.stat.done_at(Op::Read, len, began, ended, &result);
         Some(result)
     }
 
@@ -163,9 +153,10 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.is_published(offset, offset + len) {
             return None;
         }
-        let result = self.volume.base.try_write(self.volume.geometry.on_base(offset), data)?;
-        let stat = &self.volume.stat;
-        self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+        let (volume, began) = (&*self.volume, stat::begin());
+        let (result, ended) = stat::together(began, || volume.base.try_write(volume.geometry.on_base(offset), data));
+        let result = result?;
+        volume.stat.done_at(Op::Write, len, began, ended, &result);
         Some(result)
     }
 
@@ -173,61 +164,61 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.volume.is_on_base(offset, offset + len as u64) {
             return None;
         }
-        let lent = self.volume.base.lend(self.volume.geometry.on_base(offset), len)?;
-        let stat = &self.volume.stat;
-        self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &Ok(()));
+        let began = stat::begin();
+        let mut lent = self.volume.base.lend(self.volume.geometry.on_base(offset), len)?;
+        lent.reads.add(&self.volume.stat, began, len as u64);
         Some(lent)
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
         Box::pin(async move {
+            let began = stat::begin();
             let result = self.volume.read_range(offset..offset + len as u64).await;
-            let stat = &self.volume.stat;
-            self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &result);
+            self.volume.stat.done(Op::Read, len as u64, began, &result);
             result
         })
     }
 
     fn read_partly(&self, offset: u64, len: usize) -> LocalFuture<'_, PartialRead> {
         Box::pin(async move {
+            let began = stat::begin();
             let read = self.volume.read_range_partly(offset..offset + len as u64).await;
             let result = read.failures.first().map_or(Ok(()), |(_, error)| Err(error.clone()));
-            let stat = &self.volume.stat;
-            self.count(&stat.num_read_ops, Some((&stat.bytes_read, len as u64)), &result);
+            self.volume.stat.done(Op::Read, len as u64, began, &result);
             read
         })
     }
 
     fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
-            let len = data.len() as u64;
+            let (began, len) = (stat::begin(), data.len() as u64);
             let change = Change::Write { data, origin: offset };
             let result = self.volume.change(offset..offset + len, change, fua).await;
-            let stat = &self.volume.stat;
-            self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+            self.volume.stat.done(Op::Write, len, began, &result);
             result
         })
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let result =
                 if self.volume.options.no_sync { self.volume.rounds.check() } else { self.volume.flush_round().await };
-            self.count(&self.volume.stat.num_flush_ops, None, &result);
+            self.volume.stat.done(Op::Flush, 0, began, &result);
             result
         })
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let range = offset..offset + len;
             let checked = if flags.fast { self.volume.check_fast_zero(&range) } else { Ok(()) };
             let result = match checked {
                 Ok(()) => self.volume.change(range, Change::Zero(flags), flags.fua).await,
                 refused => refused,
             };
-            let stat = &self.volume.stat;
-            self.count(&stat.num_write_ops, Some((&stat.bytes_written, len)), &result);
+            self.volume.stat.done(Op::Write, len, began, &result);
             if result.is_ok() {
                 self.volume.count_zeroed(len);
             }
@@ -237,9 +228,9 @@ impl Bdev for UbiBdev {
 
     fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
+            let began = stat::begin();
             let result = self.volume.change(offset..offset + len, Change::Discard, fua).await;
-            let stat = &self.volume.stat;
-            self.count(&stat.num_unmap_ops, Some((&stat.bytes_unmapped, len)), &result);
+            self.volume.stat.done(Op::Unmap, len, began, &result);
             result
         })
     }

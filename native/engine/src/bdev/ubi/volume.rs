@@ -29,7 +29,7 @@ pub struct Volume {
     pub fetches: Fetches,
     pub rounds: Rounds,
     pub counters: Counters,
-    pub stat: IoStat,
+    pub stat: Arc<IoStat>,
     pub tasks: Tasks,
     /// No fetch starts and no timer fires any more.
     pub closing: AtomicBool,
