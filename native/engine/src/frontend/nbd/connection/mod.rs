@@ -82,8 +82,6 @@ struct Connection {
     /// A task finished a reply that the write loop has to send.
     dirty: Cell<bool>,
     turn: Cell<u32>,
-    /// Requests cut since the last receive.
-    batch: Cell<u32>,
     writer: RefCell<Option<Waker>>,
     /// Waits for the output to shrink.
     reader: RefCell<Option<Waker>>,
@@ -119,7 +117,6 @@ impl Connection {
             finished: Cell::new(false),
             dirty: Cell::new(false),
             turn: Cell::new(0),
-            batch: Cell::new(0),
             writer: RefCell::new(None),
             reader: RefCell::new(None),
         }
@@ -205,10 +202,7 @@ impl Connection {
             }
             let payload = &data[header_len..header_len + payload_len];
             match self.execute(&request, payload) {
-                Ok(()) => {
-                    self.batch.set(self.batch.get() + 1);
-                    receive.consume(header_len + payload_len);
-                }
+                Ok(()) => receive.consume(header_len + payload_len),
                 Err(stop) => {
                     if matches!(stop, Cut::End) {
                         receive.consume(header_len);
@@ -309,16 +303,14 @@ impl Connection {
     /// Receive more; false when the client is gone or told to go.
     async fn receive_more(&self, receive: &mut Receive) -> bool {
         self.take_turns().await;
-        // Whoever sent one request and got its answer this moment has not sent the next one yet: no look in vain.
-        let mut may_be_there = self.batch.replace(0) > 1 || !self.is_quiet();
         loop {
             if self.session.is_closing() {
                 return false;
             }
-            if may_be_there && let Some(received) = attempt_fill(&self.socket, receive) {
+            // On a busy machine the client has run while the answer was being sent: its next request is here.
+            if let Some(received) = attempt_fill(&self.socket, receive) {
                 return self.note_received(received);
             }
-            may_be_there = true;
             let attempt = || attempt_fill(&self.socket, receive);
             match if self.is_quiet() { socket_io::spin(attempt) } else { None } {
                 Some(received) => return self.note_received(received),
