@@ -515,6 +515,7 @@ UBI = (
                 "--no-copy-on-read", dest="copy_on_read", const=False, help="Copy a stripe only when it is written"
             ),
             if_given("--no-directio", dest="directio", const=False, help="Read the image through the page cache"),
+            if_given("--allow-remote", const=True, help="Stand on a base on NFS, CIFS or FUSE"),
             arg("--uuid", help="UUID of the bdev (optional)"),
         ),
     ),

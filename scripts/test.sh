@@ -1,10 +1,11 @@
 #!/bin/sh
 # Run checks and tests one after the other, go on after a failure, and end with one line for each and a verdict.
 #
-#   scripts/test.sh all|lint|rust|python|e2e [pytest arguments]
+#   scripts/test.sh all|lint|rust|python|e2e|soak [pytest arguments]
 #
 # Needs the PATH of build/setup/env. CI=true is the strict mode: the tiers that CI has no parts for are deselected
 # by their marker, and anything that is skipped all the same fails the run.
+# UBI_SOAK_SECONDS is about how long `soak` goes on, which tries what is random in the other tests with new seeds.
 # UBI_TEST_IO_ENGINES="threads" leaves the other I/O engine out, as happens by itself where the kernel refuses io_uring.
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -122,6 +123,26 @@ e2e() {
     done
 }
 
+# Three fifths for kills of the daemon, one for simulated cuts, one for random requests.
+soak() {
+    soak_s=${UBI_SOAK_SECONDS:-600}
+    engines=$(echo "$UBI_TEST_IO_ENGINES" | wc -w)
+    for engine in $UBI_TEST_IO_ENGINES; do
+        # Each of the two loads of the test goes on for as long.
+        export UBI_IO_ENGINE="$engine" UBI_SOAK_SECONDS=$((soak_s * 3 / 10 / engines))
+        tests "kills $engine" -k at_any_moment -rP tests/crash "$@"
+        unset UBI_IO_ENGINE UBI_SOAK_SECONDS
+    done
+    ends=$(($(date +%s) + soak_s / 5)) turn=0
+    while [ "$turn" -eq 0 ] || [ "$(date +%s)" -lt "$ends" ]; do
+        turn=$((turn + 1))
+        UBI_SIM_SEED=random check "power cuts $turn" "^simulation: " cargo test --manifest-path native/Cargo.toml \
+            --locked --release -p ubi-engine --test crash_simulation random -- --nocapture
+    done
+    # A second carries a few hundred frames.
+    UBI_FUZZ_FRAMES=$((10000 + soak_s * 40)) tests "random requests" tests/fuzz
+}
+
 case $what in
 all)
     lint
@@ -133,7 +154,8 @@ lint) lint ;;
 rust) rust ;;
 python) python_tests "$@" ;;
 e2e) e2e "$@" ;;
-*) echo "usage: scripts/test.sh all|lint|rust|python|e2e [pytest arguments]" >&2 && exit 2 ;;
+soak) soak "$@" ;;
+*) echo "usage: scripts/test.sh all|lint|rust|python|e2e|soak [pytest arguments]" >&2 && exit 2 ;;
 esac
 
 printf '\n=== summary (logs in %s)\n' "$logs"

@@ -202,7 +202,7 @@ class NbdListener:
 def _info(block_size: int, num_blocks: int, **changes: object) -> dict[str, object]:
     flags = dict.fromkeys(("write_cache", "unmap", "write_zeroes", "flush", "unmap_reads_zero"), True)
     info: dict[str, object] = {"block_size": block_size, "num_blocks": num_blocks, "readonly": False, **flags}
-    return {**info, "survives": "power", **changes}
+    return {**info, "survives": "power", "remote": False, **changes}
 
 
 class Engine:

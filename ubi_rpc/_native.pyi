@@ -28,6 +28,7 @@ class BdevInfo(TypedDict):
     write_zeroes: bool
     flush: bool
     unmap_reads_zero: bool
+    remote: bool  # on NFS, CIFS, FUSE or another file system that is not this kernel's own
     survives: str  # "nothing" | "process" | "kernel" | "power": what acknowledged and flushed data outlive
 
 class UbiStatus(TypedDict):

@@ -40,6 +40,7 @@ class BdevInfo:
     flush: bool
     unmap_reads_zero: bool
     survives: str
+    remote: bool
 
     @property
     def size_bytes(self) -> int:

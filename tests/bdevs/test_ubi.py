@@ -6,14 +6,14 @@ import pytest
 
 from ubi_rpc.bdevs.ubi import MAX_STRIPES, METADATA_BYTES, UbiKind, UbiParams
 from ubi_rpc.engine import BdevInfo
-from ubi_rpc.errors import UbiError
+from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.images.file import ImageFacts
 
 KIND = UbiKind()
 GIB = 1 << 30
 
 
-def _base(size_bytes: int, block_size: int = 512, *, readonly: bool = False) -> BdevInfo:
+def _base(size_bytes: int, block_size: int = 512, *, readonly: bool = False, remote: bool = False) -> BdevInfo:
     return BdevInfo(
         block_size=block_size,
         num_blocks=size_bytes // block_size,
@@ -24,6 +24,7 @@ def _base(size_bytes: int, block_size: int = 512, *, readonly: bool = False) -> 
         flush=True,
         unmap_reads_zero=True,
         survives="power",
+        remote=remote,
     )
 
 
@@ -71,3 +72,14 @@ def test_the_stripe_size_is_1_mib_unless_it_is_given() -> None:
     assert UbiParams.model_validate(params).stripe_kb == 1024
     assert UbiParams.model_validate({**params, "stripe_size_mb": 1}).stripe_kb == 1024
     assert UbiParams.model_validate({**params, "stripe_size_kb": 256}).stripe_kb == 256
+
+
+def test_a_remote_base_is_taken_only_when_asked_for() -> None:
+    base = _base(GIB, remote=True)
+    with pytest.raises(UbiError, match=r"NFS, CIFS or FUSE.*set allow_remote") as caught:
+        KIND.plan(_params(), _image(GIB // 2), base)
+    assert caught.value.kind is ErrorKind.PERMISSION
+    asked = _params().model_copy(update={"allow_remote": True})
+    KIND.plan(asked, _image(GIB // 2), base)
+    assert KIND.saved(asked)["allow_remote"] is True
+    assert "allow_remote" not in KIND.saved(_params())  # what bdev_ubi itself takes, wherever that is enough

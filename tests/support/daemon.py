@@ -28,10 +28,13 @@ class Daemon:
     Args:
         folder: where its sockets and its state are, and where it runs.
         io_engine: "io_uring" or "threads".
+        package: the folder that `ubi_rpc` is imported from.
+        environ: further variables of its environment.
     """
 
-    def __init__(self, folder: Path, io_engine: str) -> None:
+    def __init__(self, folder: Path, io_engine: str, package: Path = CHECKOUT, **environ: str) -> None:
         self.folder = folder
+        self._environ = {**os.environ, "PYTHONPATH": str(package), "PYTHONUNBUFFERED": "1", **environ}
         self.io_engine = io_engine
         self.rpc_socket = folder / "rpc.sock"
         self.nbd_socket = folder / "nbd.sock"
@@ -82,7 +85,7 @@ class Daemon:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ubi_rpc", *options, "--io-engine", self.io_engine, *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"},
+            env=self._environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

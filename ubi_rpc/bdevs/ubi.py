@@ -1,7 +1,7 @@
 """The `ubi` kind: a copy-on-access overlay of an image on a base bdev, in bdev_ubi's on-disk format.
 
-Source: bdev_ubi's RPC contract (parameters, order of checks, product name); `uuid`, `stripe_size_mb` and the default
-of `stripe_size_kb` are ours.
+Source: bdev_ubi's RPC contract (parameters, order of checks, product name); `uuid`, `stripe_size_mb`,
+`allow_remote` and the default of `stripe_size_kb` are ours.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
-from ubi_rpc.errors import UbiError
+from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.files import FileId, Lookup
 from ubi_rpc.images import file
 from ubi_rpc.params import Text, UInt32
@@ -33,6 +33,7 @@ class UbiParams(BdevParams):
         no_sync: a flush is answered without making anything durable.
         copy_on_read: a read of a missing stripe copies it; otherwise only writes do.
         directio: read the image with O_DIRECT.
+        allow_remote: stand on a base on NFS, CIFS or FUSE, whose promises are not this kernel's.
         uuid: the bdev's uuid; random when left out.
     """
 
@@ -44,6 +45,7 @@ class UbiParams(BdevParams):
     no_sync: bool = False
     copy_on_read: bool = True
     directio: bool = True
+    allow_remote: bool = False
 
     @property
     def base(self) -> str:
@@ -80,13 +82,7 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
         if isinstance(facts, UbiError):
             raise facts
         plan_stripe_size(params)
-        stripe_bytes = params.stripe_kb * 1024
-        if stripe_bytes < base.block_size or METADATA_BYTES % base.block_size:
-            raise invalid(f"a base with blocks of {base.block_size} bytes cannot hold an overlay")
-        if base.readonly:
-            raise invalid(f"base {params.base_bdev} is read-only and cannot hold an overlay")
-        if base.size_bytes <= METADATA_BYTES:
-            raise invalid(f"base {params.base_bdev} has {base.size_bytes} bytes; the metadata alone takes 8 MiB")
+        plan_base(params, base)
         if facts.size_bytes is not None:
             plan_image_size(params, facts.size_bytes, base)
 
@@ -134,6 +130,7 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
             "copy_on_read": params.copy_on_read,
             "directio": params.directio,
             "no_sync": params.no_sync,
+            **({"allow_remote": True} if params.allow_remote else {}),
         }
 
 
@@ -144,6 +141,22 @@ def plan_stripe_size(params: UbiParams) -> None:
     smallest, largest = STRIPE_SIZES_KB
     if not smallest <= params.stripe_kb <= largest or not is_power_of_two(params.stripe_kb):
         raise invalid(f"stripe size {params.stripe_kb} KiB is not a power of two from {smallest} to {largest}")
+
+
+def plan_base(params: UbiParams, base: BdevInfo) -> None:
+    """Refuse a base that cannot hold an overlay, or that could not keep its promise unless that was asked for."""
+    if base.block_size > params.stripe_kb * 1024 or METADATA_BYTES % base.block_size:
+        raise invalid(f"a base with blocks of {base.block_size} bytes cannot hold an overlay")
+    if base.readonly:
+        raise invalid(f"base {params.base_bdev} is read-only and cannot hold an overlay")
+    if base.size_bytes <= METADATA_BYTES:
+        raise invalid(f"base {params.base_bdev} has {base.size_bytes} bytes; the metadata alone takes 8 MiB")
+    if base.remote and not params.allow_remote:
+        raise UbiError(
+            ErrorKind.PERMISSION,
+            f"base {params.base_bdev} is on NFS, CIFS or FUSE: another machine may use it unseen, and what it keeps "
+            "after a crash is not this kernel's to promise; use local storage or set allow_remote",
+        )
 
 
 def plan_image_size(params: UbiParams, image_bytes: int, base: BdevInfo) -> None:

@@ -1,7 +1,7 @@
 //! One-line faults for the tests that show that faults are found; never part of a build without `broken-variants`.
 //!
 //! `fault!(Name)` is the constant `false` in every other build. With the feature it says whether the fault of that
-//! name is switched on for this thread.
+//! name is switched on, for this thread by a test or for the whole process by the environment.
 
 #[cfg(not(feature = "broken-variants"))]
 macro_rules! fault {
@@ -20,6 +20,7 @@ macro_rules! fault {
 #[cfg(feature = "broken-variants")]
 mod switch {
     use std::cell::Cell;
+    use std::sync::LazyLock;
 
     macro_rules! faults {
         ($($name:ident: $text:literal,)*) => {
@@ -56,6 +57,7 @@ mod switch {
         ReadWhileFilling: "a stripe that is being filled is read from the base",
         LostWakeUp: "who waits for a stripe is not woken",
         FailedFetchKeepsClaim: "a failed fetch never gives its stripe back",
+        UnlockedDescriptor: "I/O goes through another descriptor than the locked one",
         ErrorBecomesSuccess: "a failed write of the base fills its stripe all the same",
     }
 
@@ -68,9 +70,16 @@ mod switch {
         ON.set(fault);
     }
 
-    /// Whether this fault is switched on for this thread.
+    /// What UBI_FAULT names: broken in the whole process, for tests that kill it.
+    static IN_PROCESS: LazyLock<Option<Fault>> = LazyLock::new(|| {
+        let wanted = std::env::var("UBI_FAULT").ok()?;
+        let named = Fault::ALL.iter().find(|(fault, _)| format!("{fault:?}") == wanted);
+        Some(named.unwrap_or_else(|| panic!("UBI_FAULT={wanted}: there is no such fault")).0)
+    });
+
+    /// Whether this fault is switched on for this thread or for the process.
     pub fn is_on(fault: Fault) -> bool {
-        ON.get() == Some(fault)
+        ON.get() == Some(fault) || *IN_PROCESS == Some(fault)
     }
 }
 

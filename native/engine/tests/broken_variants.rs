@@ -7,6 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use sim::*;
 use ubi_engine::fault::{Fault, is_on, switch};
 
+/// Faults of the process and its descriptors, which the simulation has none of: tests/crash/test_fence.py finds them.
+const OF_THE_PROCESS: &[Fault] = &[Fault::UnlockedDescriptor];
+
 /// Random histories until a fault has to be found.
 const HISTORIES_MAX: u64 = 20_000;
 
@@ -42,7 +45,7 @@ fn every_broken_variant_is_found() {
         }
     }));
     let mut missed = Vec::new();
-    for (fault, text) in Fault::ALL {
+    for (fault, text) in Fault::ALL.iter().filter(|(fault, _)| !OF_THE_PROCESS.contains(fault)) {
         match find(*fault) {
             Some((seed, wrong)) => println!("{fault:?} ({text}): history {seed}: {wrong}"),
             None => missed.push((fault, text)),

@@ -44,6 +44,7 @@ impl PyBdev {
         dict.set_item("flush", info.flush)?;
         dict.set_item("unmap_reads_zero", info.unmap_reads_zero)?;
         dict.set_item("survives", info.survives.as_str())?;
+        dict.set_item("remote", bdev.is_remote())?;
         Ok(dict)
     }
 

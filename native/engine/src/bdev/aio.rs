@@ -90,6 +90,12 @@ impl AioBdev {
         let kind = check_kind(source, &options.path)?;
         let file = open_file(source, options, kind)?;
         wait_for_lock(&file, options)?;
+        let file = if fault!(UnlockedDescriptor) {
+            std::mem::forget(file); // the lock stays, on a description that carries no I/O
+            open_file(source, options, kind)?
+        } else {
+            file
+        };
         let in_memory = file.is_in_memory();
         let align = if options.cache == Cache::None && !in_memory { file.direct_align() } else { None };
         let (block_size, num_blocks) = geometry(&file, kind, options, align.map_or(1, |align| align.offset))?;
@@ -310,6 +316,10 @@ impl Bdev for AioBdev {
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move { if self.info.readonly { Ok(()) } else { ops::sync(&self.file).await } })
+    }
+
+    fn is_remote(&self) -> bool {
+        self.file.is_remote()
     }
 
     fn iostat(&self) -> &IoStat {

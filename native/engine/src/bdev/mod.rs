@@ -204,6 +204,13 @@ pub trait Bdev: Send + Sync {
     /// Finish, make durable, release descriptors and locks. No request is in flight and none follows.
     fn close(&self) -> LocalFuture<'_, Result<()>>;
 
+    /// Whether the data are behind a network or another program: NFS, CIFS, FUSE and their like.
+    ///
+    /// What such storage keeps after a crash is not this kernel's to say, and neither is who else writes to it.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     fn iostat(&self) -> &IoStat;
 
     /// Grow to `num_blocks`, or (None) to the size that the storage has by now. Blocks as long as the storage does.
