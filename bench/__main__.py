@@ -14,13 +14,15 @@ from bench.control import run_c4, run_c7
 from bench.daemon import CHECKOUT
 from bench.load import build_nbd_load
 from bench.machine import describe, warn_if_busy
+from bench.overlay import run_c1, run_l5, run_l6, run_map, run_open
 from bench.process import BenchError
 from bench.report import save
 from bench.servers import OURS, OURS_BARE, Files
 from bench.tables import DATA_TABLES, PEER_NAMES, Setup, run_data_table
 
 SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
-TABLES = (*DATA_TABLES, "c4", "c7")
+OVERLAY_TABLES = ("c1", "l5", "l6", "map", "open")
+TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7")
 FULL = Plan(seconds=2.0, rounds=5)
 QUICK = Plan(seconds=0.5, rounds=3)
 MIB = 1 << 20
@@ -53,6 +55,8 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         return run_c4(args.python, folder, 640 if args.quick else 6400)
     if name == "c7":
         return run_c7(args.python, folder, 5 if args.quick else 20)
+    if name in OVERLAY_TABLES:
+        return _run_overlay(name, args, folder)
     standard = QUICK if args.quick else FULL
     plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
     size_mib = args.size_mib or (256 if args.quick else 1024)
@@ -63,6 +67,22 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
     setup = Setup(args.python, args.nbd_load, Files(folder, size_mib * MIB), plan, args.only, servers, cpu)
     return run_data_table(DATA_TABLES[name], setup)
+
+
+def _run_overlay(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    match name:
+        case "c1":
+            return run_c1(args.python, folder, 30 if args.quick else 300)
+        case "l5":
+            return run_l5(args.python, folder, args.size_mib or (256 if args.quick else 1024))
+        case "l6":
+            return run_l6(args.python, folder, 20 if args.quick else 100)
+        case "map":
+            args.nbd_load = args.nbd_load or build_nbd_load()
+            rounds = args.rounds or (2 if args.quick else 5)
+            return run_map(args.python, folder, args.nbd_load, rounds, args.seconds or 1.0)
+        case _:
+            return run_open(args.python, folder, args.rounds or (1 if args.quick else 5))
 
 
 def _parse() -> argparse.Namespace:

@@ -73,6 +73,11 @@ class Process:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End it with SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
     def cpu_s(self) -> float:
         """User and system time in seconds so far. Source: proc(5), /proc/PID/stat, utime and stime."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
