@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 use super::{Extents, Image, ImageIdentity};
 use crate::bdev::LocalFuture;
 use crate::error::{Error, ErrorKind, Result};
+use crate::reactor::offload;
 use crate::reactor::ops::{self, Op};
 use crate::reactor::sync::{Promise, lock};
 use crate::sys::buf::{BUF_ALIGN, IoBuf, IoData};
@@ -158,6 +159,10 @@ impl Image for FileImage {
         self.file.recheck()
     }
 
+    fn recheck_elsewhere(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.file.recheck_elsewhere())
+    }
+
     fn directio_in_effect(&self) -> bool {
         self.file.direct_align.is_some()
     }
@@ -196,7 +201,7 @@ impl SharedFile {
             Some(align) => self.read_direct(offset, len, align).await,
             None => ops::read_exact(&self.file, offset, len).await.map(IoData::new),
         };
-        self.recheck()?;
+        self.recheck_elsewhere().await?;
         result
     }
 
@@ -231,19 +236,32 @@ impl SharedFile {
     }
 
     fn recheck(&self) -> Result<()> {
-        let name = self.file.name();
-        let now = identity_of(&self.file, self.is_device)
-            .map_err(|error| Error::from_io(format_args!("image {name}: fstat"), &error))?;
-        if now == self.identity {
-            return Ok(());
-        }
-        let change = match (now.size, self.identity.size) {
-            (now, then) if now != then => format!("its size was {then} bytes and is {now}"),
-            _ => "it was modified".into(),
-        };
-        let message = format!("image {name} has changed since the volume was opened: {change}; restore it");
-        Err(Error::new(ErrorKind::Io, message))
+        check_unchanged(&self.file, self.is_device, self.identity)
     }
+
+    /// Ask on another thread where the answer may come from a program or another machine.
+    async fn recheck_elsewhere(&self) -> Result<()> {
+        if !self.file.is_remote() {
+            return self.recheck();
+        }
+        let (file, is_device, identity) = (Arc::clone(&self.file), self.is_device, self.identity);
+        offload::run(move || check_unchanged(&file, is_device, identity)).await
+    }
+}
+
+fn check_unchanged(file: &StorageFile, is_device: bool, then: FileIdentity) -> Result<()> {
+    let name = file.name();
+    let now =
+        identity_of(file, is_device).map_err(|error| Error::from_io(format_args!("image {name}: fstat"), &error))?;
+    if now == then {
+        return Ok(());
+    }
+    let change = match (now.size, then.size) {
+        (now, then) if now != then => format!("its size was {then} bytes and is {now}"),
+        _ => "it was modified".into(),
+    };
+    let message = format!("image {name} has changed since the volume was opened: {change}; restore it");
+    Err(Error::new(ErrorKind::Io, message))
 }
 
 /// Ends a flight, also when its reader is dropped half way: then those who wait read for themselves.

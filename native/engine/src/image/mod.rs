@@ -43,6 +43,14 @@ pub trait Image: Send + Sync {
     /// `Io` saying that the image has changed.
     fn recheck(&self) -> Result<()>;
 
+    /// The same for a reactor: it is not held up where the image's storage may be slow to say.
+    ///
+    /// # Errors
+    /// As `recheck`.
+    fn recheck_elsewhere(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(std::future::ready(self.recheck()))
+    }
+
     /// Whether reads bypass the page cache.
     fn directio_in_effect(&self) -> bool;
 }

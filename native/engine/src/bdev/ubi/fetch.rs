@@ -150,7 +150,7 @@ impl Volume {
 
     /// Read what the image has in a stripe, in whole blocks of the base where the image does not end.
     async fn read_content(&self, stripe: StripeIndex) -> Result<Content> {
-        self.image.recheck()?; // a stripe of holes reads nothing
+        self.image.recheck_elsewhere().await?; // a stripe of holes reads nothing
         let mut segments = SmallVec::new();
         for range in self.plan_segments(stripe) {
             let data = self.read_image(range.clone()).await?;

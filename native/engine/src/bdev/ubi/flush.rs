@@ -271,7 +271,7 @@ impl Volume {
         let failure = Error::new(ErrorKind::Io, message);
         lock(&self.rounds.state).failure = Some(failure.clone());
         self.rounds.failed.store(true, Ordering::Release);
-        self.counters.note_error(failure.message());
+        self.counters.note_error(Level::Error, failure.message());
         self.tell(Level::Error, failure.message());
         Err(failure)
     }

@@ -80,7 +80,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         return Err(Error::new(ErrorKind::InvalidParams, message));
     }
     let geometry = Geometry::new(base.info(), image.size_bytes(), options.stripe_size_kb)?;
-    image.recheck()?;
+    image.recheck_elsewhere().await?;
     let area = metadata::load_or_format(&*base, &geometry).await?;
     let stripes = StripeMap::new(geometry.stripes, |stripe| area[layout::header_at(stripe)] == 1);
     let info = BdevInfo {

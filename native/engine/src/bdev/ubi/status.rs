@@ -4,10 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::events::Level;
 use crate::reactor::exec;
 use crate::reactor::sync::lock;
 
-/// Least time between two events about failed fetches of one volume: an operator needs one, not one a request.
+/// Least time between two events of one level about one volume: an operator needs one, not one a request.
 const EVENT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Progress and state of a volume; the fields of `UbiStatus` in `_native.pyi`.
@@ -55,7 +56,8 @@ pub struct Counters {
 #[derive(Default)]
 struct Errors {
     last: String,
-    last_event: Option<Instant>,
+    /// When the operator was last told, of each level: a failed flush is no less news for a failed fetch.
+    last_events: Vec<(Level, Instant)>,
 }
 
 impl Counters {
@@ -64,13 +66,15 @@ impl Counters {
     }
 
     /// Remember an error; true when it is time to tell the operator of it.
-    pub fn note_error(&self, message: &str) -> bool {
+    pub fn note_error(&self, level: Level, message: &str) -> bool {
         let mut errors = lock(&self.errors);
         errors.last = message.into();
         let now = exec::now();
-        let due = errors.last_event.is_none_or(|last| now.duration_since(last) >= EVENT_INTERVAL);
+        let last = errors.last_events.iter().find(|(of, _)| *of == level).map(|(_, last)| *last);
+        let due = last.is_none_or(|last| now.duration_since(last) >= EVENT_INTERVAL);
         if due {
-            errors.last_event = Some(now);
+            errors.last_events.retain(|(of, _)| *of != level);
+            errors.last_events.push((level, now));
         }
         due
     }
@@ -78,5 +82,23 @@ impl Counters {
     /// The latest error, "" when there was none.
     pub fn last_error(&self) -> String {
         lock(&self.errors).last.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_told_once_in_a_while_and_of_each_level() {
+        crate::reactor::exec::block_on(async {
+            let counters = Counters::default();
+            let told: Vec<bool> = [Level::Warning, Level::Warning, Level::Error, Level::Error, Level::Warning]
+                .into_iter()
+                .map(|level| counters.note_error(level, "no"))
+                .collect();
+            assert_eq!(told, [true, false, true, false, false]);
+            assert_eq!(counters.last_error(), "no");
+        });
     }
 }

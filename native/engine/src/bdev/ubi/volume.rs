@@ -85,7 +85,7 @@ impl Volume {
 
     /// Remember an error and tell the operator, but not of each one.
     pub fn note_error(&self, level: Level, error: &Error) {
-        if self.counters.note_error(error.message()) {
+        if self.counters.note_error(level, error.message()) {
             self.tell(level, error.message());
         }
     }
