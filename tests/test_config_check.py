@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,43 @@ def test_every_fault_is_told_with_its_place_and_parameter(tmp_path: Path) -> Non
     bad = '{"method": "bdev_null_create",\n "params": {"nam": "n", "num_blocks": -1, "block_size": "512"}}'
     lines, code = _check(tmp_path, f"{NULL},\n {bad}", EXPORT.replace("bdev_name", "bdev"))
     assert code == 234
-    first, second = lines
-    assert first.startswith(":3:2: subsystem 'bdev', entry 1 (bdev_null_create): -32603 spdk_json_decode_object failed")
-    assert "unknown parameter 'nam', did you mean 'name'?" in first
-    assert "parameter 'name' is required" in first
-    assert "parameter 'num_blocks' should be greater than or equal to 0" in first
-    assert "parameter 'block_size' should be a valid integer" in first
-    assert second.startswith(":5:34: subsystem 'nbd', entry 0 (nbd_create_export)")
+    head = " subsystem 'bdev', entry 1 (bdev_null_create): -32603 spdk_json_decode_object failed: "
+    assert {line.split(head)[0]: line.split(head)[-1] for line in lines[:4]} == {
+        ":3:2:": "parameter 'name' is required",
+        ":4:13:": "unknown parameter 'nam', did you mean 'name'?",
+        ":4:25:": "parameter 'num_blocks' should be greater than or equal to 0",
+        ":4:43:": "parameter 'block_size' should be a valid integer",
+    }
+    assert [line.split(" subsystem 'nbd', entry 0 (nbd_create_export)")[0] for line in lines[4:]] == [
+        ":5:34:",
+        ":5:77:",
+    ]
+
+
+def test_members_of_members_values_and_repeats_have_their_place_too(tmp_path: Path) -> None:
+    nested = (
+        '{"method": "bdev_nvme_set_options",\n "params": {"multipath_opts":\n {"policy": "x", "select": 1}}},\n'
+        '{"method": "bdev_nvme_set_options",\n "params": {"action_on_timeout": "resett"}},\n'
+        '{"method": "bdev_get_iostat",\n "params": {"names": ["a",\n 7]}},\n'
+        '{"method": "bdev_null_delete",\n "params": {"name": "a",\n "name": "b"}}'
+    )
+    lines, code = _check(tmp_path, nested)
+    assert code == 234
+    assert [line.split(" ")[0] for line in lines] == [":4:18:", ":6:13:", ":8:13:", ":12:2:"]
+    assert "unknown parameter 'multipath_opts.select'" in lines[0]
+    assert "should be 'none', 'reset' or 'abort', did you mean 'reset'?" in lines[1]
+    assert "parameter 'names.1' should be a valid string" in lines[2]
+    assert "parameter 'name' is repeated" in lines[3]
+
+
+def test_a_subsystem_that_is_misspelled_is_doubted_and_a_foreign_one_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    for name, doubts in (("bdevs", ["skipped, did you mean 'bdev'?"]), ("nvmf", [])):
+        subsystem = {"subsystem": name, "config": [{"method": "nvmf_set_config"}]}
+        path.write_text(json.dumps({"subsystems": [subsystem]}))
+        lines, code = report(ConfigSource(path), METHODS)
+        assert (code, lines[-1]) == (0, f"{path}: ok")
+        assert [line.partition("program and is ")[2] for line in lines[:-1]] == doubts
 
 
 def test_an_unknown_method_is_told_with_a_suggestion(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ LAYERS = [
     {"storage"},
     {"bdevs", "images", "frontends"},
     {"engine"},
-    {"params", "settings", "errors", "files", "log_control", "spdk_options", "log_output", "thread_usage"},
+    {"params", "settings", "errors", "files", "log_control", "spdk_options", "suggest", "log_output", "thread_usage"},
 ]
 ALONE = {"cli_rpc"}  # standard library only
 CROSSINGS = {"ubi_rpc._native": "engine.py", "jsonrpcserver": "rpc/dispatch.py"}

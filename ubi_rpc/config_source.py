@@ -37,6 +37,19 @@ class ConfigSource:
         """Return line and column of an object, counted from 1."""
         return position(self._data, value.offset) if isinstance(value, JsonObject) else (1, 1)
 
+    def member_position(self, value: object, path: str) -> tuple[int, int] | None:
+        """Return line and column of the last key of a path such as `multipath_opts.policy` that is there."""
+        found = None
+        for part in path.split("."):
+            if isinstance(value, list) and part.isdigit() and int(part) < len(value):
+                value = value[int(part)]
+                continue
+            if not isinstance(value, JsonObject) or part not in (value.key_offsets or {}):
+                break
+            found = (value.key_offsets or {})[part]
+            value = value.get(part)
+        return None if found is None else position(self._data, found)
+
     def duplicates(self, value: dict[str, object]) -> list[str]:
         """Return the keys that an object has more than once."""
         return value.duplicates if isinstance(value, JsonObject) else []

@@ -258,4 +258,5 @@ async def _call(dispatcher: Dispatcher, name: str, params: object) -> object:
     try:
         return await dispatcher.call(name, params)
     except WireError as error:
-        raise CallFailedError(f"{error.code} {error.message}: {error.detail}") from error
+        parameter = str(error.context.get("parameter", ""))
+        raise CallFailedError(f"{error.code} {error.message}: {error.detail}", parameter) from error

@@ -14,6 +14,7 @@ from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import ANY_STATE, DECODE_FAILED, Method, State
 from ubi_rpc.rpc.wire_errors import WireError
+from ubi_rpc.suggest import did_you_mean
 
 
 class LevelParams(Params):
@@ -66,7 +67,7 @@ def _flag(*, enabled: bool) -> Callable[[Services, FlagParams], Awaitable[bool]]
         try:
             services.log.set_flag(params.flag, enabled=enabled)
         except KeyError:
-            detail = f"flag is none of {', '.join(FLAGS)}, all"
+            detail = f"flag is none of {', '.join(FLAGS)}, all{did_you_mean(params.flag, (*FLAGS, 'all'))}"
             raise WireError((-32602, "invalid log flag"), ErrorKind.INVALID_PARAMS, detail) from None
         return True
 

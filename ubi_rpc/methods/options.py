@@ -18,6 +18,7 @@ from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, DECODE_FAILED, INVALID_PARAMETERS, Method, State
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.storage.options import Options
+from ubi_rpc.suggest import did_you_mean
 
 SOCK_IMPLS = ("posix", "ssl", "uring")
 SCHEDULERS = ("static", "dynamic")
@@ -68,7 +69,10 @@ def check_iobuf(values: dict[str, object]) -> None:
 def check_sock_impl(values: dict[str, object]) -> None:
     """Refuse a socket implementation that SPDK does not have."""
     if values["impl_name"] not in SOCK_IMPLS:
-        raise WireError(INVALID_PARAMETERS, ErrorKind.INVALID_PARAMS, f"impl_name is none of {', '.join(SOCK_IMPLS)}")
+        hint = did_you_mean(str(values["impl_name"]), SOCK_IMPLS)
+        raise WireError(
+            INVALID_PARAMETERS, ErrorKind.INVALID_PARAMS, f"impl_name is none of {', '.join(SOCK_IMPLS)}{hint}"
+        )
 
 
 def _nothing(_values: dict[str, object]) -> None:
@@ -116,7 +120,8 @@ async def sock_impl_get_options(services: Services, params: models.SockImplName)
 async def framework_set_scheduler(services: Services, params: models.SchedulerParams) -> bool:
     """Keep the scheduler's name and period. Threads are the kernel's to schedule."""
     if params.name not in SCHEDULERS:
-        raise WireError(BAD_NAME, ErrorKind.INVALID_PARAMS, f"scheduler is none of {', '.join(SCHEDULERS)}")
+        hint = did_you_mean(params.name, SCHEDULERS)
+        raise WireError(BAD_NAME, ErrorKind.INVALID_PARAMS, f"scheduler is none of {', '.join(SCHEDULERS)}{hint}")
     services.options.update("framework_set_scheduler", params.model_dump(exclude_unset=True))
     return True
 

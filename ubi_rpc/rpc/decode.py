@@ -6,7 +6,8 @@ client sent is ever repeated in them, since it may be a secret; names of paramet
 
 from __future__ import annotations
 
-from difflib import get_close_matches
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
@@ -17,11 +18,20 @@ from ubi_rpc.rpc.envelope import clip
 from ubi_rpc.rpc.json_values import DuplicateKeyError, to_plain
 from ubi_rpc.rpc.method import Method
 from ubi_rpc.rpc.wire_errors import WireError
+from ubi_rpc.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _FAULTS_SHOWN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with one parameter, in one clause; `parameter` is its path, "" for all of them."""
+
+    parameter: str
+    detail: str
 
 
 def decode_params(method: Method, params: object) -> Params:
@@ -30,23 +40,29 @@ def decode_params(method: Method, params: object) -> Params:
     Raises:
         WireError: with the method's decode error; its detail names each parameter at fault.
     """
+    found = read_params(method, params)
+    if isinstance(found, Params):
+        return found
+    detail = "; ".join(fault.detail for fault in found[:_FAULTS_SHOWN])
+    context = {"method": method.name}
+    if parameter := found[0].parameter:
+        context["parameter"] = parameter[:64]
+    raise WireError(method.decode_error, ErrorKind.INVALID_PARAMS, f"{method.name}: {detail}", context)
+
+
+def read_params(method: Method, params: object) -> Params | list[Fault]:
+    """Validate `params` and return the model, or everything that is wrong."""
     if params is None:
         params = {}
     if not isinstance(params, dict):
-        raise _refusal(method, "params must be an object with named parameters", None)
+        return [Fault("", "params must be an object with named parameters")]
     try:
         return method.params.model_validate(to_plain(params))
     except DuplicateKeyError as error:
-        raise _refusal(method, f"parameter {clip(error.key)} is repeated", error.key) from None
+        return [Fault(error.key, f"parameter {clip(error.key)} is repeated")]
     except ValidationError as error:
-        faults = error.errors(include_input=False, include_url=False, include_context=False)
-        details = "; ".join(_describe(method.params, fault) for fault in faults[:_FAULTS_SHOWN])
-        raise _refusal(method, details, _path(faults[0])) from None
-
-
-def _refusal(method: Method, detail: str, parameter: str | None) -> WireError:
-    context = {"method": method.name} | ({"parameter": parameter[:64]} if parameter else {})
-    return WireError(method.decode_error, ErrorKind.INVALID_PARAMS, f"{method.name}: {detail}", context)
+        faults = error.errors(include_url=False)
+        return [Fault(_path(fault), _describe(method.params, fault)) for fault in faults]
 
 
 def _path(fault: ErrorDetails) -> str:
@@ -61,6 +77,8 @@ def _describe(model: type[Params], fault: ErrorDetails) -> str:
     if fault["type"] == "extra_forbidden":
         return f"unknown parameter {clip(path)}{_suggest(model, path)}"
     reason = fault["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        reason += did_you_mean(fault["input"], re.findall(r"'([^']*)'", reason))
     return f"parameter {clip(path)} {reason}" if path else reason
 
 
@@ -68,5 +86,4 @@ def _suggest(model: type[Params], name: str) -> str:
     known = [field.alias or key for key, field in model.model_fields.items()]
     if not known:
         return "; the method has no parameters"
-    close = get_close_matches(name[:64], known, n=1)
-    return f", did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    return did_you_mean(name, known) or f"; known are {', '.join(known)}"

@@ -14,7 +14,6 @@ import inspect
 import logging
 import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any, Final
 
 from ubi_rpc.errors import ErrorKind, UbiError
@@ -33,6 +32,7 @@ from ubi_rpc.rpc.wire_errors import (
     WireError,
     from_ubi_error,
 )
+from ubi_rpc.suggest import did_you_mean
 
 with warnings.catch_warnings():
     # jsonrpcserver 5.0.9 reads its schema with importlib.resources.read_text, deprecated on 3.11 and 3.12.
@@ -133,9 +133,8 @@ class Dispatcher:
         )
 
     def _not_found(self, name: str) -> WireError:
-        close = get_close_matches(name[:64], self._methods, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "rpc_get_methods lists those that do"
-        return WireError(METHOD_NOT_FOUND, ErrorKind.NOT_FOUND, f"method {clip(name)} does not exist; {hint}")
+        hint = did_you_mean(name, self._methods) or "; rpc_get_methods lists those that do"
+        return WireError(METHOD_NOT_FOUND, ErrorKind.NOT_FOUND, f"method {clip(name)} does not exist{hint}")
 
     def _guard(self, method: Method) -> Callable[[object], Awaitable[Result]]:
         """Make the table's entry for a method: state, decoding, the handler, and our errors as its result.

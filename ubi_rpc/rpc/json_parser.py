@@ -58,10 +58,12 @@ class JsonParser:
     Args:
         limits: of one value.
         comments: C and C++ comments count as white space.
+        places: objects know where their keys are.
     """
 
-    def __init__(self, limits: Limits, *, comments: bool = False) -> None:
+    def __init__(self, limits: Limits, *, comments: bool = False, places: bool = False) -> None:
         self._limits = limits
+        self._places = places
         self._tokens = Tokenizer(comments=comments)
         self._stack: list[JsonObject | list[object]] = []
         self._keys: list[str] = []  # the key whose value is awaited, for each open object
@@ -143,6 +145,8 @@ class JsonParser:
         expect = self._expect
         if kind == STRING and expect in (_KEY, _KEY_OR_END):
             self._keys.append(str(self._tokens.value))
+            if self._places:
+                self._note_key(self._keys[-1])
             self._expect = _COLON
             self._count += 1
         elif kind == _COMMA and expect == _COMMA_OR_END:
@@ -152,6 +156,12 @@ class JsonParser:
         else:
             return False
         return True
+
+    def _note_key(self, key: str) -> None:
+        parent = self._stack[-1]
+        if isinstance(parent, JsonObject):
+            parent.key_offsets = parent.key_offsets or {}
+            parent.key_offsets[key] = self._tokens.start
 
     def _open(self, container: JsonObject | list[object], expect: str) -> bool:
         if len(self._stack) == MAX_DEPTH:
@@ -190,7 +200,7 @@ class JsonParser:
 
 
 def parse_document(data: bytes, *, comments: bool = False) -> object:
-    """Parse one whole document, such as a configuration file.
+    """Parse one whole document, such as a configuration file; its objects know where their keys are.
 
     Args:
         data: its bytes, UTF-8.
@@ -200,7 +210,7 @@ def parse_document(data: bytes, *, comments: bool = False) -> object:
         JsonSyntaxError: with line and column; also when the document is empty, does not end, or something
             follows it.
     """
-    parser = JsonParser(Limits(), comments=comments)
+    parser = JsonParser(Limits(), comments=comments, places=True)
     try:
         parser.feed(data + b"\n")  # ends a comment on the last line
         value = parser.next_value()

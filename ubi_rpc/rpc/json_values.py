@@ -79,14 +79,16 @@ class JsonObject(dict[str, object]):
         duplicates: keys that were written more than once, each as often as it was repeated; the
             first value is the one kept.
         offset: where the object begins, in bytes from the start of its document.
+        key_offsets: where its keys begin, of a repeated one the last; None where the parser was not asked to note it.
     """
 
-    __slots__ = ("duplicates", "offset")
+    __slots__ = ("duplicates", "key_offsets", "offset")
 
     def __init__(self, offset: int = 0) -> None:
         super().__init__()
         self.duplicates: list[str] = []
         self.offset = offset
+        self.key_offsets: dict[str, int] | None = None
 
 
 class DuplicateKeyError(ValueError):

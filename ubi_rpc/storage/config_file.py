@@ -12,8 +12,9 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Protocol
+
+from ubi_rpc.suggest import did_you_mean
 
 SUBSYSTEMS = frozenset({"bdev", "nbd"})
 """Subsystems whose methods are all here: an unknown method in one of them is a fault of the file."""
@@ -41,7 +42,16 @@ class ConfigError(Exception):
 
 
 class CallFailedError(Exception):
-    """A call of the file that was refused; `str()` says with which code and why."""
+    """A call of the file that was refused; `str()` says with which code and why.
+
+    Args:
+        message: that.
+        parameter: the path of the one at fault, "" where none is named.
+    """
+
+    def __init__(self, message: str, parameter: str = "") -> None:
+        super().__init__(message)
+        self.parameter = parameter
 
 
 class Source(Protocol):
@@ -58,17 +68,40 @@ class Source(Protocol):
     def position(self, value: dict[str, object]) -> tuple[int, int]:
         """Return line and column of an object of the file, counted from 1."""
 
+    def member_position(self, value: object, path: str) -> tuple[int, int] | None:
+        """Return line and column of the member of an object that a path leads to, as far as it does."""
+
     def duplicates(self, value: dict[str, object]) -> list[str]:
         """Return the keys that an object has more than once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One call. `where` names file, line, column, subsystem, index and method for messages."""
+    """One call.
+
+    Args:
+        method: its method.
+        params: as parsed; None when absent.
+        source: the file.
+        place: line and column of the entry.
+        what: subsystem, index and method, for messages.
+    """
 
     method: str
     params: object
-    where: str
+    source: Source
+    place: tuple[int, int]
+    what: str
+
+    @property
+    def where(self) -> str:
+        """File, line, column, subsystem, index and method."""
+        return self.where_is("")
+
+    def where_is(self, parameter: str) -> str:
+        """Return the same with the line and column of a parameter; the entry's where it has none."""
+        line, column = self.source.member_position(self.params, parameter) or self.place
+        return f"{self.source.name}:{line}:{column}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +129,8 @@ class ConfigReader:
         self._source = source
         self._methods = methods
         self._ignore_errors = ignore_errors
+        self.doubts: list[str] = []
+        """What is allowed and probably a mistake."""
 
     def steps(self) -> list[Step]:
         """Return the calls in file order.
@@ -139,19 +174,19 @@ class ConfigReader:
             if entry in known:
                 continue
             if subsystem not in SUBSYSTEMS:
-                _log.info("config=%s subsystem=%s is not part of this program and is skipped", entry.where, subsystem)
+                hint = did_you_mean(subsystem, SUBSYSTEMS)
+                skipped = f"subsystem={subsystem} is not part of this program and is skipped{hint}"
+                _log.log(logging.WARNING if hint else logging.INFO, "config=%s %s", entry.where, skipped)
+                self.doubts += [f"{entry.where}: {skipped}"] if hint else []
                 return None
+            hint = did_you_mean(entry.method, self._methods)
             if not self._ignore_errors:
-                raise ConfigError(f"{entry.where}: method does not exist{self._suggest(entry)}", EXIT_UNKNOWN_METHOD)
+                raise ConfigError(f"{entry.where}: method does not exist{hint}", EXIT_UNKNOWN_METHOD)
             _log.error("config=%s method does not exist; skipped", entry.where)
         startup = {self._methods[entry.method] for entry in known}
         if len(startup) > 1:
             raise ConfigError(f"{entries[0].where}: a batch mixes start-up and runtime methods")
         return Step(tuple(known), startup=True in startup)
-
-    def _suggest(self, entry: Entry) -> str:
-        close = get_close_matches(entry.method[:64], self._methods, n=1)
-        return f", did you mean {close[0]!r}?" if close else ""
 
     def _entry(self, parent: object, subsystem: str, index: int, item: object) -> Entry:
         found = self._object(item, parent, f"subsystem {subsystem!r}, entry {index}")
@@ -163,8 +198,8 @@ class ConfigReader:
             )
         if params is None:
             raise self._fault(found, f"subsystem {subsystem!r}, entry {index} ({method}): params is null; leave it out")
-        where = f"{self._where(found)}: subsystem {subsystem!r}, entry {index} ({method})"
-        return Entry(method, found.get("params"), where)
+        what = f"subsystem {subsystem!r}, entry {index} ({method})"
+        return Entry(method, found.get("params"), self._source, self._source.position(found), what)
 
     def _object(self, value: object, parent: object, what: str) -> dict[str, object]:
         if not isinstance(value, dict):
@@ -209,5 +244,5 @@ async def _call_one(entry: Entry, call: Call) -> str | None:
     try:
         await call(entry.method, entry.params)
     except CallFailedError as error:
-        return f"{entry.where}: {error}"
+        return f"{entry.where_is(error.parameter)}: {error}"
     return None
