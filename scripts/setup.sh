@@ -65,6 +65,8 @@ missing_packages() {
     python_ok python3 || python_ok /usr/bin/python3 || echo python3-venv
     have cc || echo gcc
     [ -e /usr/include/stdio.h ] || echo libc6-dev
+    have pkg-config || echo pkg-config
+    [ -e /usr/include/openssl/ssl.h ] || echo libssl-dev
     [ -e /etc/ssl/certs/ca-certificates.crt ] || [ -e /etc/pki/tls/certs/ca-bundle.crt ] || echo ca-certificates
     [ "$goal" != build ] || return 0
     { have mke2fs && have debugfs; } || echo e2fsprogs
@@ -74,6 +76,7 @@ missing_packages() {
     [ "$goal" != demo ] || return 0
     /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo python3-libnbd
     have nbdkit || echo nbdkit
+    have openssl || echo openssl # the tests' certificates
     have fio || echo fio
     [ "$goal" != test ] || return 0
     have qemu-storage-daemon || echo qemu-system-common

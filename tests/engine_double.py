@@ -44,6 +44,7 @@ class World:
         held: calls of a name wait for the event; `waiting` is set when one does.
         open: names of open bdevs in order of opening.
         offers: how each export was last added.
+        tls: how each address was last listened on.
         counters: what a bdev's I/O statistics say.
         log: every call that changed something, in order.
     """
@@ -58,6 +59,7 @@ class World:
         self.log: list[str] = []
         self.engine_running = False
         self.offers: dict[str, dict[str, object]] = {}
+        self.tls: dict[str, dict[str, Any] | None] = {}
         self.counters: dict[str, dict[str, int]] = {}
         self._next_port = 20000
 
@@ -289,13 +291,15 @@ class Engine:
         }
         return bdev
 
-    def listen_nbd_unix(self, *, path: str) -> NbdListener:
+    def listen_nbd_unix(self, *, path: str, tls: dict[str, Any] | None) -> NbdListener:
         self._world.enter("listen", path)
+        self._world.tls[path] = tls
         return NbdListener(self._world, path, unix=True)
 
-    def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener:
+    def listen_nbd_tcp(self, *, host: str, port: int, tls: dict[str, Any] | None) -> NbdListener:
         self._world.enter("listen", f"{host}:{port}")
         address = f"[{host}]" if ":" in host else host
+        self._world.tls[f"{address}:{port}"] = tls
         return NbdListener(self._world, f"{address}:{port or self._world.port()}", unix=False)
 
     def shutdown(self) -> None:

@@ -4,6 +4,7 @@ Every method that opens, closes or waits may block for as long as the storage be
 interpreter lock released: call it through `ubi_rpc.engine`, never on the event loop.
 """
 
+from collections.abc import Mapping
 from typing import Literal, TypedDict, final
 
 ERROR_KINDS: list[str]
@@ -227,7 +228,8 @@ class Engine:
 
         With a descriptor, what it stands for is the image and `image_path` only names it.
         """
-    def listen_nbd_unix(self, *, path: str) -> NbdListener: ...
-    def listen_nbd_tcp(self, *, host: str, port: int) -> NbdListener: ...
+    def listen_nbd_unix(self, *, path: str, tls: Mapping[str, object] | None = None) -> NbdListener:
+        """tls: the fields of `engine.TlsOptions`. EngineError: not_found or permission of its files, invalid_params."""
+    def listen_nbd_tcp(self, *, host: str, port: int, tls: Mapping[str, object] | None = None) -> NbdListener: ...
     def shutdown(self) -> None:
         """Stop the reactors. All listeners and bdevs must be closed. Idempotent."""

@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, cast
 
 from ubi_rpc.errors import ErrorKind, UbiError
@@ -46,6 +46,23 @@ class BdevInfo:
     def size_bytes(self) -> int:
         """Return the size in bytes."""
         return self.block_size * self.num_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """How a listener speaks TLS.
+
+    Args:
+        required: clients that do not use it are refused.
+        certificates: a directory with server-cert.pem, server-key.pem and, for `verify_peer`, ca-cert.pem.
+        verify_peer: clients need a certificate that the CA has signed.
+        psk_file: a file of pre-shared keys.
+    """
+
+    required: bool
+    certificates: str | None
+    verify_peer: bool
+    psk_file: str | None
 
 
 def version() -> str:
@@ -269,13 +286,18 @@ class Engine:
             )
         )
 
-    async def listen_nbd_unix(self, path: str) -> NbdListener:
+    async def listen_nbd_unix(self, path: str, tls: TlsOptions | None) -> NbdListener:
         """Prepare a Unix socket for NBD clients; `NbdListener.open` lets them in."""
-        return NbdListener(self, await self.call(self._running.listen_nbd_unix, path=path))
+        return NbdListener(
+            self, await self.call(self._running.listen_nbd_unix, path=path, tls=None if tls is None else asdict(tls))
+        )
 
-    async def listen_nbd_tcp(self, host: str, port: int) -> NbdListener:
+    async def listen_nbd_tcp(self, host: str, port: int, tls: TlsOptions | None) -> NbdListener:
         """Prepare a TCP port for NBD clients, 0 for a free one; `NbdListener.open` lets them in."""
-        return NbdListener(self, await self.call(self._running.listen_nbd_tcp, host=host, port=port))
+        native = await self.call(
+            self._running.listen_nbd_tcp, host=host, port=port, tls=None if tls is None else asdict(tls)
+        )
+        return NbdListener(self, native)
 
     async def shutdown(self) -> None:
         """Stop the reactors and the threads. All listeners and bdevs must be closed. Idempotent."""

@@ -17,8 +17,11 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 @settings(deadline=None)
 @given(NAMES, NAMES)
 def test_a_unix_uri_gives_name_and_path_back(name: str, path: str) -> None:
-    uri = urlsplit(nbd_uri(f"/{path}", name))
+    uri = urlsplit(nbd_uri(f"/{path}", name, is_encrypted=False))
     assert (uri.scheme, uri.netloc) == ("nbd+unix", "")
+    assert nbd_uri(f"/{path}", name, is_encrypted=True) == nbd_uri(f"/{path}", name, is_encrypted=False).replace(
+        "nbd", "nbds", 1
+    )
     assert unquote(uri.path) == f"/{name}"
     assert parse_qs(uri.query, keep_blank_values=True) == {"socket": [f"/{path}"]}
 
@@ -26,7 +29,7 @@ def test_a_unix_uri_gives_name_and_path_back(name: str, path: str) -> None:
 @settings(deadline=None)
 @given(NAMES)
 def test_a_tcp_uri_gives_name_and_address_back(name: str) -> None:
-    uri = urlsplit(nbd_uri("[::1]:10809", name))
+    uri = urlsplit(nbd_uri("[::1]:10809", name, is_encrypted=False))
     assert (uri.scheme, uri.hostname, uri.port) == ("nbd", "::1", 10809)
     assert unquote(uri.path) == f"/{name}"
 
@@ -60,12 +63,12 @@ def test_a_port_of_absurd_length_is_refused() -> None:
     ],
 )
 def test_an_address_has_one_spelling(address: str, planned: str) -> None:
-    assert plan_address(address, allow_plaintext=False) == planned
+    assert plan_address(address, may_be_reached=False) == planned
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "8.8.8.8:1", "[::ffff:8.8.8.8]:1"])
 def test_what_other_machines_reach_needs_permission(address: str) -> None:
     with pytest.raises(UbiError, match="allow_plaintext") as caught:
-        plan_address(address, allow_plaintext=False)
+        plan_address(address, may_be_reached=False)
     assert caught.value.kind is ErrorKind.PERMISSION
-    assert plan_address(address, allow_plaintext=True)
+    assert plan_address(address, may_be_reached=True)

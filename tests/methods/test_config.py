@@ -76,6 +76,8 @@ async def test_objects_are_saved_with_what_made_them_and_their_uuid(domain: Doma
             "export_name": "u",
             "address": "127.0.0.1:0",
             "allow_plaintext": False,
+            "tls": "off",
+            "tls_verify_peer": True,
             "readonly": True,
             "default": False,
             "max_connections": 0,

@@ -117,6 +117,7 @@ async def test_get_exports_shows_what_was_asked_for(disk: Domain) -> None:
             "export_name": "e",
             "bdev_name": "n",
             "uri": f"nbd+unix:///e?socket={disk.dir}/nbd.sock",
+            "tls": "off",
             "readonly": True,
             "default": True,
             "max_connections": 7,

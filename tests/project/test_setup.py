@@ -42,7 +42,7 @@ def test_setup_without_root_names_the_missing_packages(path_without_tools: Path,
     assert done.returncode == 1
     line = next(line for line in done.stderr.splitlines() if "apt-get install" in line)
     packages = line.split("--no-install-recommends ")[1].split()
-    assert {"gcc", "qemu-utils", "libnbd-bin"} <= set(packages)
+    assert {"gcc", "pkg-config", "qemu-utils", "libnbd-bin"} <= set(packages)
     assert "fio" not in packages  # only the tests need it
     assert not (tmp_path / ".venv").exists()
 
@@ -55,7 +55,7 @@ def test_setup_of_an_unknown_goal_is_a_usage_error(path_without_tools: Path, tmp
 
 
 def test_rust_too_old_is_told_with_the_version_found(path_without_tools: Path, tmp_path: Path) -> None:
-    for program in ("cc", "qemu-img", "qemu-io", "qemu-nbd", "nbdinfo", "nbdcopy", "cargo"):
+    for program in ("cc", "pkg-config", "qemu-img", "qemu-io", "qemu-nbd", "nbdinfo", "nbdcopy", "cargo"):
         (path_without_tools / program).symlink_to("/bin/true")
     (path_without_tools / "rustc").write_text("#!/bin/sh\necho 'rustc 1.63.0 (4b91a6ea7 2022-08-08)'\n")
     (path_without_tools / "rustc").chmod(0o755)

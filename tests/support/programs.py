@@ -28,5 +28,5 @@ def fails(*command: object, timeout_s: float = 60.0) -> str:
 
 def nbdsh(uri: str, script: str) -> str:
     """Run a script of libnbd's Python in the system's interpreter, the only one that has it; `h` is connected."""
-    connect = f"import nbd\nh = nbd.NBD()\nh.connect_uri({uri!r})\n"
+    connect = f"import nbd\nh = nbd.NBD()\nh.set_uri_allow_local_file(True)\nh.connect_uri({uri!r})\n"
     return run("/usr/bin/python3", "-c", connect + script)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ubi_rpc.engine import Bdev, BdevInfo
+from ubi_rpc.engine import Bdev, BdevInfo, TlsOptions
 
 ANY_PORT = ":0"
 """How the address of a listener ends that takes a free port; no two exports share it before it is open."""
@@ -25,6 +25,7 @@ class ExportPlan:
         max_connections: 0 for no limit of its own.
         description: for people; sent to clients that list exports.
         max_handshakes_per_s: clients that are let in each second; 0 for no limit.
+        tls: how the listener speaks TLS; None: not at all.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ExportPlan:
     max_connections: int
     description: str
     max_handshakes_per_s: int = 0
+    tls: TlsOptions | None = None
 
     @property
     def any_port(self) -> bool:

@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 from typing_extensions import override
 
-from ubi_rpc.engine import Bdev, BdevInfo, Engine, NbdListener
+from ubi_rpc.engine import Bdev, BdevInfo, Engine, NbdListener, TlsOptions
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.export import ANY_PORT, Export, ExportPlan, Frontend
+from ubi_rpc.frontends.nbd_tls import TlsMode, keeps_strangers_out, plan_tls, tls_mode
 from ubi_rpc.params import Params, Text, UInt32
 
 MAX_STRING_BYTES = 4096
@@ -36,7 +37,12 @@ class NbdExportParams(Params):
         export_name: what clients ask for; the bdev's name when left out, "" for the unnamed export.
         socket: path of the Unix socket; nbd.sock in the -S directory when neither is given.
         address: HOST:PORT to listen on instead; port 0 takes a free one. Loopback only, see allow_plaintext.
-        allow_plaintext: listen on an address that other machines reach, unencrypted and without authentication.
+        allow_plaintext: listen on an address that other machines reach although that is not encrypted, or although
+            anybody gets in.
+        tls: "off", "on" (clients may use it) or "require". One answer for all exports of a listener.
+        tls_creds: directory with server-cert.pem, server-key.pem, ca-cert.pem and perhaps ca-crl.pem.
+        tls_psk: file of pre-shared keys, USER:HEX a line, as psktool writes it.
+        tls_verify_peer: with tls_creds, let in only clients with a certificate of that CA.
         readonly: clients may not write; always so for a read-only bdev.
         default: clients that name no export get this one, even beside others on its listener.
         max_connections: 0 for no limit of its own.
@@ -49,6 +55,10 @@ class NbdExportParams(Params):
     socket: Text | None = None
     address: Text | None = None
     allow_plaintext: bool = False
+    tls: TlsMode = "off"
+    tls_creds: Text | None = None
+    tls_psk: Text | None = None
+    tls_verify_peer: bool = True
     readonly: bool = False
     default: bool = False
     max_connections: UInt32 = 0
@@ -62,6 +72,7 @@ class _Listener:
 
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)
     native: NbdListener | None = None
+    tls: TlsOptions | None = None
     users: int = 0
 
 
@@ -102,9 +113,11 @@ class NbdFrontend(Frontend[NbdExportParams]):
         for what, text in (("export_name", name), ("description", params.description)):
             if len(text.encode()) > MAX_STRING_BYTES:
                 raise UbiError(ErrorKind.INVALID_PARAMS, f"{what} is longer than NBD's {MAX_STRING_BYTES} bytes")
+        tls = plan_tls(params.tls, params.tls_creds, params.tls_psk, verify_peer=params.tls_verify_peer)
         return ExportPlan(
             name=name,
-            listener=self._plan_listener(params),
+            listener=self._plan_listener(params, tls),
+            tls=tls,
             readonly=params.readonly or info.readonly,
             default=params.default,
             max_connections=params.max_connections,
@@ -112,11 +125,12 @@ class NbdFrontend(Frontend[NbdExportParams]):
             description=params.description,
         )
 
-    def _plan_listener(self, params: NbdExportParams) -> str:
+    def _plan_listener(self, params: NbdExportParams, tls: TlsOptions | None) -> str:
         if params.address is not None:
             if params.socket is not None:
                 raise UbiError(ErrorKind.INVALID_PARAMS, "give socket or address, not both")
-            return plan_address(params.address, allow_plaintext=params.allow_plaintext)
+            is_open = params.allow_plaintext or keeps_strangers_out(tls)
+            return plan_address(params.address, may_be_reached=is_open)
         path = os.path.normpath(self._socket_dir / (params.socket or "nbd.sock"))
         if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
             raise UbiError(ErrorKind.INVALID_PARAMS, f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
@@ -126,7 +140,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
     async def open(self, plan: ExportPlan, bdev: Bdev) -> Export:
         """Make the listener if this is its first export, add the export, then let clients in."""
         async with AsyncExitStack() as undo:
-            key, listener = await self._acquire(plan.listener)
+            key, listener = await self._acquire(plan.listener, plan.tls)
             undo.push_async_callback(self._release, key)
             await listener.add_export(
                 bdev,
@@ -143,7 +157,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
             elif listener not in self._held:
                 self._held.append(listener)
             undo.pop_all()
-        return NbdExport(self, key, listener, plan.name)
+        return NbdExport(self, key, listener, plan)
 
     async def close_export(self, key: str, listener: NbdListener, name: str) -> None:
         """Take an export away, and its listener when it was the last."""
@@ -151,17 +165,23 @@ class NbdFrontend(Frontend[NbdExportParams]):
             undo.push_async_callback(self._release, key)
             await listener.remove_export(name)
 
-    async def _acquire(self, where: str) -> tuple[str, NbdListener]:
+    async def _acquire(self, where: str, tls: TlsOptions | None) -> tuple[str, NbdListener]:
         if where.endswith(ANY_PORT):
-            native = await self._listen(where)
-            self._listeners[native.address] = _Listener(native=native, users=1)
+            native = await self._listen(where, tls)
+            self._listeners[native.address] = _Listener(native=native, tls=tls, users=1)
             return native.address, native
         shared = self._listeners.setdefault(where, _Listener())
         shared.users += 1
         async with shared.gate:
             try:
                 if shared.native is None:
-                    shared.native = await self._listen(where)
+                    shared.native, shared.tls = await self._listen(where, tls), tls
+                elif shared.tls != tls:
+                    raise UbiError(
+                        ErrorKind.INVALID_PARAMS,
+                        f'{where} is served with tls "{tls_mode(shared.tls)}"; '
+                        "an export that shares it has the same TLS parameters",
+                    )
             except UbiError:
                 self._forget(where, shared)
                 raise
@@ -187,22 +207,22 @@ class NbdFrontend(Frontend[NbdExportParams]):
         if shared.users == 0:
             del self._listeners[key]
 
-    async def _listen(self, where: str) -> NbdListener:
+    async def _listen(self, where: str, tls: TlsOptions | None) -> NbdListener:
         if where.startswith("/"):
-            return await self._engine.listen_nbd_unix(where)
+            return await self._engine.listen_nbd_unix(where, tls)
         host, port = split_address(where)
-        return await self._engine.listen_nbd_tcp(host, port)
+        return await self._engine.listen_nbd_tcp(host, port, tls)
 
 
 class NbdExport(Export):
     """An NBD export that clients can reach."""
 
-    def __init__(self, frontend: NbdFrontend, key: str, listener: NbdListener, name: str) -> None:
+    def __init__(self, frontend: NbdFrontend, key: str, listener: NbdListener, plan: ExportPlan) -> None:
         self._frontend = frontend
         self.listener = key
         self._native = listener
-        self._name = name
-        self.uri = nbd_uri(key, name)
+        self._name = plan.name
+        self.uri = nbd_uri(key, plan.name, is_encrypted=tls_mode(plan.tls) == "require")
 
     @override
     async def connections(self) -> int:
@@ -215,11 +235,12 @@ class NbdExport(Export):
         await self._frontend.close_export(self.listener, self._native, self._name)
 
 
-def nbd_uri(listener: str, name: str) -> str:
-    """Return the NBD URI of an export. Source: NBD uri.md."""
+def nbd_uri(listener: str, name: str, *, is_encrypted: bool) -> str:
+    """Return the NBD URI of an export; which credentials a client has is its own business. Source: NBD uri.md."""
+    scheme = "nbds" if is_encrypted else "nbd"
     if listener.startswith("/"):
-        return f"nbd+unix:///{quote(name, safe='')}?socket={quote(listener)}"
-    return f"nbd://{listener}/{quote(name, safe='')}"
+        return f"{scheme}+unix:///{quote(name, safe='')}?socket={quote(listener)}"
+    return f"{scheme}://{listener}/{quote(name, safe='')}"
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -236,7 +257,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def plan_address(address: str, *, allow_plaintext: bool) -> str:
+def plan_address(address: str, *, may_be_reached: bool) -> str:
     """Return an address in its one spelling, IP:PORT; `localhost` is 127.0.0.1.
 
     Raises:
@@ -247,10 +268,10 @@ def plan_address(address: str, *, allow_plaintext: bool) -> str:
         ip = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
         raise UbiError(ErrorKind.INVALID_PARAMS, f"host {host!r} is no IP address; give one, or localhost") from None
-    if not ip.is_loopback and not allow_plaintext:
+    if not ip.is_loopback and not may_be_reached:
         raise UbiError(
             ErrorKind.PERMISSION,
-            f"{address} can be reached from other machines and NBD here is not encrypted; "
-            "use a loopback address or set allow_plaintext",
+            f"{address} can be reached from other machines, unencrypted or by anybody; use a loopback address, "
+            'tls "require" with tls_verify_peer or tls_psk, or set allow_plaintext',
         )
     return f"[{ip}]:{port}" if ip.version == 6 else f"{ip}:{port}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ubi_rpc.errors import UbiError
 from ubi_rpc.frontends.nbd import NbdExportParams
+from ubi_rpc.frontends.nbd_tls import tls_mode
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import Method
@@ -47,6 +48,7 @@ async def _describe(export: ExportEntry) -> dict[str, object]:
         "export_name": plan.name,
         "bdev_name": export.entry.name,
         "uri": export.opened.uri,
+        "tls": tls_mode(plan.tls),
         "readonly": plan.readonly,
         "default": plan.default,
         "max_connections": plan.max_connections,

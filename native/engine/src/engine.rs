@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::nbd::budget::Budget;
-use crate::frontend::nbd::listener::NbdListener;
+use crate::frontend::nbd::listener::{ListenOptions, NbdListener};
 use crate::reactor::{Handle, IoEngine, Reactors};
 use crate::sys::{clock, cpu};
 
@@ -56,12 +56,12 @@ impl Engine {
         self.reactors.next()
     }
 
-    pub fn listen_nbd_unix(&self, path: &Path) -> Result<NbdListener> {
-        NbdListener::listen_unix(&self.reactors, &self.budget, path)
+    pub fn listen_nbd_unix(&self, path: &Path, options: ListenOptions) -> Result<NbdListener> {
+        NbdListener::listen_unix(&self.reactors, &self.budget, path, options)
     }
 
-    pub fn listen_nbd_tcp(&self, host: &str, port: u16) -> Result<NbdListener> {
-        NbdListener::listen_tcp(&self.reactors, &self.budget, host, port)
+    pub fn listen_nbd_tcp(&self, host: &str, port: u16, options: ListenOptions) -> Result<NbdListener> {
+        NbdListener::listen_tcp(&self.reactors, &self.budget, host, port, options)
     }
 }
 

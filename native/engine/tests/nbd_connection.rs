@@ -11,7 +11,7 @@ use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::malloc::MallocBdev;
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::frontend::nbd::export::ExportOptions;
-use ubi_engine::frontend::nbd::listener::NbdListener;
+use ubi_engine::frontend::nbd::listener::{ListenOptions, NbdListener};
 use ubi_engine::reactor::IoEngine;
 
 const READ: u16 = 0;
@@ -153,7 +153,7 @@ fn on_every_engine(test: impl Fn(&Server, &str)) {
             EngineOptions { cpus: Vec::new(), reactors: 2, io_engine: Some(io_engine), memory_budget_bytes: 64 << 20 };
         let engine = Engine::start(&options).expect("engine");
         let dir = tempfile::tempdir().expect("tempdir");
-        let listener = engine.listen_nbd_unix(&dir.path().join("s")).expect("listen");
+        let listener = engine.listen_nbd_unix(&dir.path().join("s"), ListenOptions::default()).expect("listen");
         listener.open().expect("open");
         let server = Server { dir, listener, _engine: engine };
         server.export("malloc", Arc::new(MallocBdev::new("m", SIZE / 512, 512).expect("malloc")), false);

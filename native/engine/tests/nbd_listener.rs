@@ -14,8 +14,7 @@ use nbd_support::*;
 use ubi_engine::bdev::malloc::MallocBdev;
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::ErrorKind;
-use ubi_engine::frontend::nbd::export::ExportOptions;
-use ubi_engine::frontend::nbd::listener::NbdListener;
+use ubi_engine::frontend::nbd::listener::{ListenOptions, NbdListener};
 
 fn engine() -> Engine {
     let options = EngineOptions { cpus: Vec::new(), reactors: 1, io_engine: None, memory_budget_bytes: 64 << 20 };
@@ -24,17 +23,7 @@ fn engine() -> Engine {
 
 fn offer(listener: &NbdListener, name: &str) {
     let bdev = Arc::new(MallocBdev::new(name, SIZE / 512, 512).expect("malloc"));
-    let (name, description) = (name.to_owned(), String::new());
-    let options = ExportOptions {
-        name,
-        bdev,
-        readonly: false,
-        default: false,
-        max_connections: 0,
-        max_handshakes_per_s: 0,
-        description,
-    };
-    listener.add_export(options).expect("add");
+    listener.add_export(export_options(name, bdev)).expect("add");
 }
 
 fn names(folder: &Path) -> Vec<String> {
@@ -48,7 +37,7 @@ fn a_dead_socket_stays_dead_until_the_exports_are_there() {
     let path = dir.path().join("s");
     drop(UnixListener::bind(&path).expect("bind")); // the node stays, as after a crash
     let engine = engine();
-    let listener = engine.listen_nbd_unix(&path).expect("listen");
+    let listener = engine.listen_nbd_unix(&path, ListenOptions::default()).expect("listen");
     let refused = UnixStream::connect(&path).expect_err("dead");
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     offer(&listener, "one");
@@ -69,7 +58,7 @@ fn a_listener_that_was_never_opened_leaves_the_path_as_it_was() {
     let path = dir.path().join("s");
     drop(UnixListener::bind(&path).expect("bind"));
     let engine = engine();
-    let listener = engine.listen_nbd_unix(&path).expect("listen");
+    let listener = engine.listen_nbd_unix(&path, ListenOptions::default()).expect("listen");
     offer(&listener, "one");
     assert_eq!(names(dir.path()).len(), 2);
     listener.close();
@@ -81,7 +70,7 @@ fn a_path_that_another_took_in_the_meantime_is_not_taken_from_it() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("s");
     let engine = engine();
-    let listener = engine.listen_nbd_unix(&path).expect("listen");
+    let listener = engine.listen_nbd_unix(&path, ListenOptions::default()).expect("listen");
     let other = UnixListener::bind(&path).expect("bind");
     assert_eq!(listener.open().expect_err("taken").kind(), ErrorKind::Busy);
     listener.close();
@@ -92,7 +81,7 @@ fn a_path_that_another_took_in_the_meantime_is_not_taken_from_it() {
 #[test]
 fn clients_of_a_port_wait_for_the_exports() {
     let engine = engine();
-    let listener = engine.listen_nbd_tcp("127.0.0.1", 0).expect("listen");
+    let listener = engine.listen_nbd_tcp("127.0.0.1", 0, ListenOptions::default()).expect("listen");
     let mut early = TcpStream::connect(listener.address()).expect("connect");
     early.set_read_timeout(Some(Duration::from_millis(100))).expect("timeout");
     let mut greeting = [0; 18];

@@ -14,13 +14,14 @@ use ubi_engine::bdev::ubi::{self, UbiOptions};
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::events::{Events, Level};
+use ubi_engine::frontend::nbd::listener::ListenOptions;
 use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
 use ubi_engine::sys::file::path_of;
 
 use crate::bdev::PyBdev;
 use crate::error::to_python;
-use crate::listener::PyNbdListener;
+use crate::listener::{PyNbdListener, PyTls};
 
 /// How long to wait for another process to let go of a base: a killed daemon's writes may still be landing.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -37,6 +38,10 @@ impl PyEngine {
     fn get(&self) -> Result<Arc<Engine>> {
         let engine = self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone();
         engine.ok_or_else(|| Error::new(ErrorKind::InvalidState, "the engine is shut down"))
+    }
+
+    fn listen_options(&self, tls: Option<PyTls>) -> ListenOptions {
+        ListenOptions { tls: tls.map(PyTls::into_options), events: Some(Arc::clone(&self.events)) }
     }
 
     /// Make a bdev with the interpreter lock released.
@@ -160,15 +165,17 @@ impl PyEngine {
         made.map_err(|error: Error| to_python(py, &error))
     }
 
-    #[pyo3(signature = (*, path))]
-    fn listen_nbd_unix(&self, py: Python<'_>, path: PathBuf) -> PyResult<PyNbdListener> {
-        let listener = py.detach(|| self.get()?.listen_nbd_unix(&path));
+    #[pyo3(signature = (*, path, tls=None))]
+    fn listen_nbd_unix(&self, py: Python<'_>, path: PathBuf, tls: Option<PyTls>) -> PyResult<PyNbdListener> {
+        let options = self.listen_options(tls);
+        let listener = py.detach(|| self.get()?.listen_nbd_unix(&path, options));
         listener.map(PyNbdListener::new).map_err(|error| to_python(py, &error))
     }
 
-    #[pyo3(signature = (*, host, port))]
-    fn listen_nbd_tcp(&self, py: Python<'_>, host: &str, port: u16) -> PyResult<PyNbdListener> {
-        let listener = py.detach(|| self.get()?.listen_nbd_tcp(host, port));
+    #[pyo3(signature = (*, host, port, tls=None))]
+    fn listen_nbd_tcp(&self, py: Python<'_>, host: &str, port: u16, tls: Option<PyTls>) -> PyResult<PyNbdListener> {
+        let options = self.listen_options(tls);
+        let listener = py.detach(|| self.get()?.listen_nbd_tcp(host, port, options));
         listener.map(PyNbdListener::new).map_err(|error| to_python(py, &error))
     }
 

@@ -1,13 +1,33 @@
 //! `NbdListener`: a listening socket and its exports.
 
+use std::path::PathBuf;
+
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use ubi_engine::error::Error;
 use ubi_engine::frontend::nbd::export::ExportOptions;
 use ubi_engine::frontend::nbd::listener::NbdListener;
+use ubi_engine::frontend::nbd::tls::TlsOptions;
 
 use crate::bdev::PyBdev;
 use crate::error::to_python;
+
+/// A `_native.TlsOptions` dictionary.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct PyTls {
+    required: bool,
+    certificates: Option<PathBuf>,
+    verify_peer: bool,
+    psk_file: Option<PathBuf>,
+}
+
+impl PyTls {
+    pub fn into_options(self) -> TlsOptions {
+        let Self { required, certificates, verify_peer, psk_file } = self;
+        TlsOptions { required, certificates, verify_peer, psk_file }
+    }
+}
 
 #[pyclass(frozen, name = "NbdListener", module = "ubi_rpc._native")]
 pub struct PyNbdListener {

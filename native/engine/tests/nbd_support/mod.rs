@@ -5,7 +5,7 @@
 pub mod client;
 
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ use ubi_engine::bdev::malloc::MallocBdev;
 use ubi_engine::bdev::ubi::{self, UbiOptions};
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::frontend::nbd::export::ExportOptions;
-use ubi_engine::frontend::nbd::listener::NbdListener;
+use ubi_engine::frontend::nbd::listener::{ListenOptions, NbdListener};
+use ubi_engine::frontend::nbd::tls::TlsOptions;
 use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
 
@@ -41,9 +42,14 @@ impl Server {
             EngineOptions { cpus: Vec::new(), reactors: 2, io_engine: Some(io_engine), memory_budget_bytes: 64 << 20 };
         let engine = Engine::start(&options).expect("engine");
         let dir = tempfile::tempdir().expect("tempdir");
-        let listener = engine.listen_nbd_unix(&dir.path().join("s")).expect("listen");
+        let listener = engine.listen_nbd_unix(&dir.path().join("s"), ListenOptions::default()).expect("listen");
         listener.open().expect("open");
         Self { dir, listener, engine }
+    }
+
+    /// Another listener, with TLS; it lets nobody in yet.
+    pub fn listen(&self, path: &Path, tls: TlsOptions) -> NbdListener {
+        self.engine.listen_nbd_unix(path, ListenOptions { tls: Some(tls), events: None }).expect("listen")
     }
 
     pub fn path(&self) -> PathBuf {

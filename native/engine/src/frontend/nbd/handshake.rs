@@ -4,7 +4,7 @@
 //! export is touched before a client has named it in full, so a half-open connection costs a few KiB and no more.
 //! Everything a client can make this do is bounded: bytes kept, bytes sent, options taken. The time is the caller's.
 //!
-//! Not here: TLS; its option is answered as unsupported.
+//! Not here: TLS itself. What is left of the conversation after STARTTLS comes in and goes out encrypted.
 //!
 //! Source: NBD proto.md, "Fixed newstyle negotiation" and "Values".
 
@@ -100,11 +100,27 @@ pub struct Agreed {
     pub block_sizes: bool,
 }
 
+/// What a client may and must do about TLS.
+///
+/// Source: NBD proto.md, "Server-side requirements": NOTLS, SELECTIVETLS, FORCEDTLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    Off,
+    Offered,
+    /// Nothing is answered without.
+    Required,
+    /// It is in use.
+    Active,
+}
+
 /// Where the handshake is after a piece of input. `consumed` bytes of that piece are done with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
     /// Send what was appended, then feed what is left of the piece, or the next one when all was consumed.
     NeedMore { consumed: usize },
+    /// Send what was appended; then TLS begins, and `consumed` has to be all that was received. Whatever was agreed on
+    /// before is forgotten.
+    StartTls { consumed: usize },
     /// Send what was appended; from there on, and from `consumed` on, it is the transmission phase of `export`.
     Transmission { consumed: usize, agreed: Agreed },
     /// Send what was appended, then close.
@@ -117,6 +133,7 @@ pub struct Handshake {
     state: State,
     /// What was received of the item that `state` waits for.
     partial: Vec<u8>,
+    tls: Tls,
     no_zeroes: bool,
     structured_replies: bool,
     extended_headers: bool,
@@ -149,6 +166,7 @@ struct OptionHeader {
 /// What an item of input leads to.
 enum Next {
     Go(State),
+    StartTls,
     Transmission { export: String, block_sizes: bool },
     Close,
 }
@@ -158,15 +176,16 @@ const CONTINUE: Next = Next::Go(State::OptionHeader);
 
 impl Default for Handshake {
     fn default() -> Self {
-        Self::new()
+        Self::with_tls(Tls::Off)
     }
 }
 
 impl Handshake {
-    pub fn new() -> Self {
+    pub fn with_tls(tls: Tls) -> Self {
         Self {
             state: State::ClientFlags,
             partial: Vec::new(),
+            tls,
             no_zeroes: false,
             structured_replies: false,
             extended_headers: false,
@@ -194,6 +213,10 @@ impl Handshake {
             };
             self.state = match self.handle(&item, directory, out) {
                 Next::Go(state) => state,
+                Next::StartTls => {
+                    self.state = State::OptionHeader;
+                    return Progress::StartTls { consumed };
+                }
                 Next::Transmission { export, block_sizes } => {
                     self.state = State::Ended;
                     return Progress::Transmission { consumed, agreed: self.agreed(export, block_sizes) };
@@ -270,7 +293,7 @@ impl Handshake {
             | OptionKind::Go
             | OptionKind::ListMetaContext
             | OptionKind::SetMetaContext
-                if option.data_len <= DATA_MAX =>
+                if option.data_len <= DATA_MAX && self.tls != Tls::Required =>
             {
                 Next::Go(State::OptionData(option))
             }
@@ -286,8 +309,16 @@ impl Handshake {
         directory: &dyn ExportDirectory,
         replies: &mut Replies<'_>,
     ) -> Next {
+        if self.tls == Tls::Required && !matches!(option.kind, OptionKind::StartTls | OptionKind::Abort) {
+            if option.kind == OptionKind::ExportName {
+                return Next::Close;
+            }
+            replies.refuse(Refusal::TlsRequired, "this server wants TLS first");
+            return CONTINUE;
+        }
         match option.kind {
             OptionKind::ExportName => return self.export_name(data, directory, replies),
+            OptionKind::StartTls => return self.start_tls(option, replies),
             OptionKind::Abort => {
                 replies.ack();
                 return Next::Close;
@@ -332,6 +363,22 @@ impl Handshake {
         }
         replies.export_name(&export, self.transmission_flags(&export), self.no_zeroes);
         Next::Transmission { export: export.name, block_sizes: false }
+    }
+
+    /// Begin TLS as if nothing had been agreed on before (CVE-2021-3716).
+    fn start_tls(&mut self, option: OptionHeader, replies: &mut Replies<'_>) -> Next {
+        match self.tls {
+            Tls::Off => replies.refuse(Refusal::Unsupported, "this server is not set up for TLS"),
+            _ if option.data_len != 0 => replies.refuse(Refusal::Invalid, "this option has no data"),
+            Tls::Active => replies.refuse(Refusal::Invalid, "TLS is in use already"),
+            Tls::Offered | Tls::Required => {
+                let (no_zeroes, options, options_max) = (self.no_zeroes, self.options, self.options_max);
+                *self = Self { no_zeroes, options, options_max, ..Self::with_tls(Tls::Active) };
+                replies.ack();
+                return Next::StartTls;
+            }
+        }
+        CONTINUE
     }
 
     fn list(&mut self, directory: &dyn ExportDirectory, replies: &mut Replies<'_>) {

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 use std::io;
 use std::net::ToSocketAddrs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -14,7 +15,9 @@ use super::budget::Budget;
 use super::connection;
 use super::export::{Export, ExportOptions, Seat, Session};
 use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing, NoEntry};
+use super::tls::{TlsOptions, TlsServer};
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
@@ -25,6 +28,15 @@ const MAX_CLIENTS: usize = 4096;
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// NBD proto.md, "Values": a string is at most 4096 bytes.
 const MAX_NAME: usize = 4096;
+
+/// How a listener is, beside where.
+#[derive(Clone, Default)]
+pub struct ListenOptions {
+    /// None: clients cannot use TLS.
+    pub tls: Option<TlsOptions>,
+    /// Where operators are told of clients.
+    pub events: Option<Arc<Events>>,
+}
 
 /// A listener as the control plane holds it. Every method may block; none is called on a reactor.
 ///
@@ -49,6 +61,7 @@ pub struct Shared {
     budget: Arc<Budget>,
     reactors: Arc<Reactors>,
     socket: Socket,
+    tls: Option<Arc<TlsServer>>,
     closing: AtomicBool,
     next_id: AtomicU64,
     clients: Mutex<HashMap<u64, Arc<Socket>>>,
@@ -62,22 +75,35 @@ impl NbdListener {
     ///
     /// # Errors
     /// `Busy` when somebody listens there, `AlreadyExists` when something else has the name, `InvalidParams` when the
-    /// path is too long.
-    pub fn listen_unix(reactors: &Arc<Reactors>, budget: &Arc<Budget>, path: &Path) -> Result<Self> {
+    /// path is too long; what [`TlsServer::load`] says.
+    pub fn listen_unix(
+        reactors: &Arc<Reactors>,
+        budget: &Arc<Budget>,
+        path: &Path,
+        options: ListenOptions,
+    ) -> Result<Self> {
         refuse_occupied(path)?;
+        let tls = load_tls(options, path.display())?;
         let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
         let _ = std::fs::remove_file(&temporary);
         let socket = Socket::listen_unix(&temporary, BACKLOG).map_err(|error| listen_error(path, &error))?;
         let meta = std::fs::metadata(&temporary).map_err(|error| Error::from_io(path.display(), &error))?;
         let node = Node { path: path.to_owned(), temporary, dev: meta.dev(), ino: meta.ino() };
-        Ok(Self::new(reactors, budget, socket, path.display().to_string(), Some(node)))
+        Ok(Self::new(reactors, budget, socket, tls, path.display().to_string(), Some(node)))
     }
 
     /// Prepare a TCP port; port 0 takes a free one.
     ///
     /// # Errors
-    /// `InvalidParams` when the host cannot be resolved, `Busy` when the port is taken.
-    pub fn listen_tcp(reactors: &Arc<Reactors>, budget: &Arc<Budget>, host: &str, port: u16) -> Result<Self> {
+    /// `InvalidParams` when the host cannot be resolved, `Busy` when the port is taken; what [`TlsServer::load`] says.
+    pub fn listen_tcp(
+        reactors: &Arc<Reactors>,
+        budget: &Arc<Budget>,
+        host: &str,
+        port: u16,
+        options: ListenOptions,
+    ) -> Result<Self> {
+        let tls = load_tls(options, format_args!("{host}:{port}"))?;
         let mut addresses = (host, port)
             .to_socket_addrs()
             .map_err(|error| Error::new(ErrorKind::InvalidParams, format!("{host}:{port}: {error}")))?;
@@ -91,13 +117,14 @@ impl NbdListener {
                 Error::from_io(format_args!("listen on {address}"), &error)
             }
         })?;
-        Ok(Self::new(reactors, budget, socket, bound.to_string(), None))
+        Ok(Self::new(reactors, budget, socket, tls, bound.to_string(), None))
     }
 
     fn new(
         reactors: &Arc<Reactors>,
         budget: &Arc<Budget>,
         socket: Socket,
+        tls: Option<Arc<TlsServer>>,
         address: String,
         node: Option<Node>,
     ) -> Self {
@@ -106,6 +133,7 @@ impl NbdListener {
             budget: Arc::clone(budget),
             reactors: Arc::clone(reactors),
             socket,
+            tls,
             closing: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             clients: Mutex::new(HashMap::new()),
@@ -243,6 +271,11 @@ fn refuse_occupied(path: &Path) -> Result<()> {
     Ok(())
 }
 
+fn load_tls(options: ListenOptions, address: impl Display) -> Result<Option<Arc<TlsServer>>> {
+    let load = |tls| TlsServer::load(tls, &address.to_string(), options.events).map(Arc::new);
+    options.tls.map(load).transpose()
+}
+
 fn listen_error(path: &Path, error: &io::Error) -> Error {
     if error.kind() == io::ErrorKind::InvalidInput {
         let message = format!("{} is too long for a socket (100 bytes are safe)", path.display());
@@ -272,6 +305,10 @@ impl Shared {
 
     fn clients(&self) -> MutexGuard<'_, HashMap<u64, Arc<Socket>>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn tls(&self) -> Option<&Arc<TlsServer>> {
+        self.tls.as_ref()
     }
 
     pub fn budget(&self) -> &Arc<Budget> {

@@ -5,6 +5,7 @@
 //! - [`connection`]: one client
 //! - [`handshake`], [`proto`], [`context`]: the protocol itself, without I/O
 //! - [`zeros`] cuts reads into chunks, [`status`] answers BLOCK_STATUS, [`unaligned`] carries out what is not in whole blocks
+//! - [`stream`] a client's bytes, [`tls`] under TLS where that was agreed on
 //! - [`budget`], [`output`], [`receive`]: a connection's memory
 
 pub mod budget;
@@ -17,6 +18,8 @@ mod output;
 pub mod proto;
 mod receive;
 mod status;
+mod stream;
+pub mod tls;
 mod unaligned;
 mod zeros;
 

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::io;
 
+use super::stream::Stream;
 use crate::bdev::Lent;
 use crate::sys::buf::IoData;
-use crate::sys::socket::Socket;
 
 /// Replies after which a batch is sent, so that the client starts while the rest is answered.
 const BATCH_REPLIES: usize = 32;
@@ -98,18 +98,20 @@ impl Output {
     ///
     /// # Errors
     /// What the socket says; `WriteZero` when a lent file has shrunk. The connection is of no use afterwards.
-    pub fn flush(&mut self, socket: &Socket) -> io::Result<Flushed> {
+    pub fn flush(&mut self, stream: &Stream) -> io::Result<Flushed> {
         self.replies = 0;
-        if self.queue.is_empty() {
-            return self.flush_batch(socket);
-        }
+        let flushed = if self.queue.is_empty() { self.flush_batch(stream)? } else { self.flush_queue(stream)? };
+        Ok(if flushed == Flushed::All && !stream.flush()? { Flushed::Blocked } else { flushed })
+    }
+
+    fn flush_queue(&mut self, stream: &Stream) -> io::Result<Flushed> {
         self.close_batch();
         while let Some(front) = self.queue.front() {
             let result = match front {
                 Segment::File { lent, len } => {
-                    socket.send_file(&lent.file, lent.offset + self.sent as u64, len - self.sent)
+                    stream.send_file(&lent.file, lent.offset + self.sent as u64, len - self.sent)
                 }
-                Segment::Bytes(_) | Segment::Data(_) => self.send_memory(socket),
+                Segment::Bytes(_) | Segment::Data(_) => self.send_memory(stream),
             };
             match result {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -123,10 +125,10 @@ impl Output {
     }
 
     /// The common case: one batch, one send, and the allocation is kept.
-    fn flush_batch(&mut self, socket: &Socket) -> io::Result<Flushed> {
+    fn flush_batch(&mut self, stream: &Stream) -> io::Result<Flushed> {
         let mut done = 0;
         while done < self.batch.len() {
-            match socket.send(&self.batch[done..]) {
+            match stream.send(&self.batch[done..]) {
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -141,7 +143,7 @@ impl Output {
         Ok(Flushed::All)
     }
 
-    fn send_memory(&self, socket: &Socket) -> io::Result<usize> {
+    fn send_memory(&self, stream: &Stream) -> io::Result<usize> {
         let mut parts: smallvec::SmallVec<[&[u8]; 64]> = smallvec::SmallVec::new();
         let mut skip = self.sent;
         let mut more = false;
@@ -158,9 +160,9 @@ impl Output {
             skip = 0;
         }
         match &parts[..] {
-            [only] if more => socket.send_more(only),
-            [only] => socket.send(only),
-            many => socket.send_parts(many),
+            [only] if more => stream.send_more(only),
+            [only] => stream.send(only),
+            many => stream.send_parts(many),
         }
     }
 

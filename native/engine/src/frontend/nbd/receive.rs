@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::sys::socket::Socket;
+use super::stream::Stream;
 
 /// Large enough for 32 writes of 4 KiB and then some.
 const CAPACITY: usize = 256 << 10;
@@ -43,9 +43,9 @@ impl Receive {
     }
 
     /// Receive what is there; Ok(0) is the end of the stream.
-    pub fn fill(&mut self, socket: &Socket) -> io::Result<usize> {
+    pub fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
         self.make_room();
-        let count = socket.recv(&mut self.buf[self.end..])?;
+        let count = stream.recv(&mut self.buf[self.end..])?;
         self.end += count;
         Ok(count)
     }
@@ -53,11 +53,11 @@ impl Receive {
     /// Receive into `payload` first, then the little that follows it (the next headers) here.
     ///
     /// Returns the bytes that went into `payload` and all that was received.
-    pub fn fill_payload(&mut self, socket: &Socket, payload: &mut [u8]) -> io::Result<(usize, usize)> {
+    pub fn fill_payload(&mut self, stream: &Stream, payload: &mut [u8]) -> io::Result<(usize, usize)> {
         /// A few headers, but not the next large payload: that goes to its own place.
         const HEADERS: usize = 512;
         debug_assert!(self.data().is_empty(), "the payload continues what was consumed");
-        let count = socket.recv_two(payload, &mut self.buf[..HEADERS])?;
+        let count = stream.recv_two(payload, &mut self.buf[..HEADERS])?;
         let own = count.min(payload.len());
         (self.start, self.end) = (0, count - own);
         Ok((own, count))

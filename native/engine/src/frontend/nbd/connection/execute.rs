@@ -73,7 +73,9 @@ impl Connection {
             self.reply_ok(request);
             return Ok(());
         }
-        if let Some(lent) = self.bdev.lend(request.offset, len) {
+        if !self.stream.is_encrypted()
+            && let Some(lent) = self.bdev.lend(request.offset, len)
+        {
             let mut output = self.output.borrow_mut();
             self.read_header(output.batch(), request);
             output.push_file(lent, len);

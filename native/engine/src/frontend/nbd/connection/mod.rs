@@ -26,6 +26,7 @@ use super::listener::Shared;
 use super::output::{Flushed, Output};
 use super::proto::{self, Request};
 use super::receive::Receive;
+use super::stream::Stream;
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind};
 use crate::reactor::{exec, io as socket_io};
@@ -44,23 +45,23 @@ const TURN: u32 = 8;
 /// Serve `socket` to its end. Whatever the client does, only its own connection ends (INV-9).
 pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
     socket.tune();
+    let stream = Stream::new(socket);
     let mut receive = Receive::new();
-    let agreed = exec::race(negotiate::negotiate(&socket, id, shared, &mut receive), exec::sleep(HANDSHAKE_TIME)).await;
+    let agreed = exec::race(negotiate::negotiate(&stream, id, shared, &mut receive), exec::sleep(HANDSHAKE_TIME)).await;
     let exec::Either::Left(Some(session)) = agreed else {
-        socket.shutdown();
-        return;
+        return stream.close();
     };
-    let connection = Rc::new(Connection::new(Arc::clone(&socket), session, shared));
+    let connection = Rc::new(Connection::new(stream, session, shared));
     exec::spawn(Rc::clone(&connection).write_loop());
     connection.read_loop(&mut receive).await;
     connection.drain().await;
-    socket.shutdown();
+    connection.stream.close();
 }
 
 /// Receive what is there; None when that is nothing yet.
-fn attempt_fill(socket: &Socket, receive: &mut Receive) -> Option<io::Result<usize>> {
+fn attempt_fill(stream: &Stream, receive: &mut Receive) -> Option<io::Result<usize>> {
     loop {
-        match receive.fill(socket) {
+        match receive.fill(stream) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             other => return Some(other),
@@ -70,7 +71,7 @@ fn attempt_fill(socket: &Socket, receive: &mut Receive) -> Option<io::Result<usi
 
 /// A client in transmission.
 struct Connection {
-    socket: Arc<Socket>,
+    stream: Stream,
     session: Session,
     bdev: Arc<dyn Bdev>,
     account: Rc<Account>,
@@ -104,10 +105,10 @@ enum Cut {
 }
 
 impl Connection {
-    fn new(socket: Arc<Socket>, session: Session, shared: &Arc<Shared>) -> Self {
+    fn new(stream: Stream, session: Session, shared: &Arc<Shared>) -> Self {
         let bdev = Arc::clone(&session.export().bdev);
         Self {
-            socket,
+            stream,
             session,
             bdev,
             account: Account::new(Arc::clone(shared.budget())),
@@ -251,10 +252,10 @@ impl Connection {
 
     /// Send what there is, unless the socket is known to be full.
     fn flush(&self) {
-        if self.blocked.get() || self.broken.get() || self.output.borrow().is_empty() {
+        if self.blocked.get() || self.broken.get() || self.is_all_sent() {
             return;
         }
-        let flushed = self.output.borrow_mut().flush(&self.socket);
+        let flushed = self.output.borrow_mut().flush(&self.stream);
         match flushed {
             Ok(Flushed::All) => {}
             Ok(Flushed::Blocked) => {
@@ -270,9 +271,14 @@ impl Connection {
         }
     }
 
+    /// Whether the socket has everything that there was to say.
+    fn is_all_sent(&self) -> bool {
+        self.output.borrow().is_empty() && !self.stream.has_unsent()
+    }
+
     fn set_broken(&self) {
         self.broken.set(true);
-        self.socket.shutdown();
+        self.stream.socket().shutdown();
         self.wake_writer();
         if let Some(waker) = self.reader.borrow_mut().take() {
             waker.wake();
@@ -308,13 +314,13 @@ impl Connection {
                 return false;
             }
             // On a busy machine the client has run while the answer was being sent: its next request is here.
-            if let Some(received) = attempt_fill(&self.socket, receive) {
+            if let Some(received) = attempt_fill(&self.stream, receive) {
                 return self.note_received(received);
             }
-            let attempt = || attempt_fill(&self.socket, receive);
+            let attempt = || attempt_fill(&self.stream, receive);
             match if self.is_quiet() { socket_io::spin(attempt) } else { None } {
                 Some(received) => return self.note_received(received),
-                None => socket_io::readable(self.socket.raw_fd()).await,
+                None => socket_io::readable(self.stream.raw_fd()).await,
             }
         }
     }
@@ -337,12 +343,12 @@ impl Connection {
         receive.consume(have);
         let mut filled = have;
         while filled < buf.len() {
-            match receive.fill_payload(&self.socket, &mut buf[filled..]) {
+            match receive.fill_payload(&self.stream, &mut buf[filled..]) {
                 Ok((_, 0)) => return false,
                 Ok((own, _)) => filled += own,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flush();
-                    let more = socket_io::readable(self.socket.raw_fd());
+                    let more = socket_io::readable(self.stream.raw_fd());
                     if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
                         return false;
                     }
@@ -371,7 +377,7 @@ impl Connection {
             if left == 0 {
                 return true;
             }
-            if !negotiate::receive_some(&self.socket, receive).await {
+            if !negotiate::receive_some(&self.stream, receive).await {
                 return false;
             }
         }
@@ -394,7 +400,7 @@ impl Connection {
             }
             self.dirty.set(false);
             if self.blocked.get() {
-                socket_io::writable(self.socket.raw_fd()).await;
+                socket_io::writable(self.stream.raw_fd()).await;
                 self.blocked.set(false);
             }
             self.flush();
@@ -406,9 +412,9 @@ impl Connection {
         self.account.idle().await;
         let deadline = exec::now() + DRAIN_TIME;
         self.flush();
-        while !self.broken.get() && !self.output.borrow().is_empty() {
+        while !self.broken.get() && !self.is_all_sent() {
             let sent = poll_fn(|context| {
-                if self.broken.get() || !self.output.borrow().is_over_high_water() && self.output.borrow().is_empty() {
+                if self.broken.get() || self.is_all_sent() {
                     return Poll::Ready(());
                 }
                 *self.reader.borrow_mut() = Some(context.waker().clone());

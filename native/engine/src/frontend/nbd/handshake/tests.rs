@@ -12,6 +12,7 @@ const INFO: u32 = 3;
 const ERR_UNSUP: u32 = 0x8000_0001;
 const ERR_INVALID: u32 = 0x8000_0003;
 const ERR_POLICY: u32 = 0x8000_0002;
+const ERR_TLS_REQD: u32 = 0x8000_0005;
 const ERR_UNKNOWN: u32 = 0x8000_0006;
 const ERR_SHUTDOWN: u32 = 0x8000_0007;
 const ERR_TOO_BIG: u32 = 0x8000_0009;
@@ -69,20 +70,81 @@ impl ExportDirectory for Exports {
     }
 }
 
+/// CVE-2021-3716: what was agreed on in the clear may have been put there by somebody in between.
+#[test]
+fn tls_begins_as_if_nothing_had_been_agreed_on() {
+    for before in [STRUCTURED_REPLY, EXTENDED_HEADERS] {
+        let mut handshake = Handshake::with_tls(Tls::Offered);
+        let mut out = Vec::new();
+        let agreed = session(&[
+            option(before, b""),
+            option(SET_META_CONTEXT, &meta_data("disk", &["base:allocation"])),
+            option(STARTTLS, b""),
+        ]);
+        let progress = feed_all(&mut handshake, &agreed, &Exports::default(), &mut out);
+        assert_eq!(progress, Progress::StartTls { consumed: agreed.len() });
+        assert_eq!(parse_replies(&out).last().map(|reply| (reply.0, reply.1)), Some((STARTTLS, ACK)));
+        out.clear();
+        let go = [
+            option(SET_META_CONTEXT, &meta_data("disk", &["base:allocation"])),
+            option(STARTTLS, b""),
+            option(GO, &info_data("disk", &[])),
+        ]
+        .concat();
+        let progress = feed_all(&mut handshake, &go, &Exports::default(), &mut out);
+        let Progress::Transmission { agreed, .. } = progress else { panic!("{progress:?}") };
+        assert!(!agreed.structured_replies && !agreed.extended_headers && agreed.contexts.is_empty());
+        let kinds: Vec<(u32, u32)> = parse_replies(&out).iter().map(|reply| (reply.0, reply.1)).collect();
+        assert_eq!(kinds[..2], [(SET_META_CONTEXT, ERR_INVALID), (STARTTLS, ERR_INVALID)]);
+    }
+}
+
+#[test]
+fn where_tls_is_required_nothing_else_is_answered_and_no_export_is_named() {
+    let exports = Exports::default();
+    let mut out = Vec::new();
+    let numbers = [LIST, OPT_INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_META_CONTEXT, EXTENDED_HEADERS, 99];
+    let asked: Vec<Vec<u8>> = numbers.iter().map(|&number| option(number, &info_data("disk", &[]))).collect();
+    let mut handshake = Handshake::with_tls(Tls::Required);
+    feed_all(&mut handshake, &session(&asked), &exports, &mut out);
+    let replies = parse_replies(&out);
+    assert_eq!(replies.iter().map(|reply| reply.0).collect::<Vec<_>>(), numbers);
+    assert!(replies.iter().all(|reply| reply.1 == ERR_TLS_REQD));
+    assert_eq!(exports.found.get(), 0);
+    let progress = feed_all(&mut handshake, &option(STARTTLS, b"x"), &exports, &mut out);
+    assert_eq!(progress, Progress::NeedMore { consumed: 17 }, "with data it is refused");
+    let progress = feed_all(&mut handshake, &option(STARTTLS, b""), &exports, &mut out);
+    assert_eq!(progress, Progress::StartTls { consumed: 16 });
+    out.clear();
+    let progress = feed_all(&mut handshake, &option(GO, &info_data("disk", &[])), &exports, &mut out);
+    assert!(matches!(progress, Progress::Transmission { .. }), "{progress:?}");
+    assert!(parse_replies(&out).iter().all(|reply| reply.1 != ERR_TLS_REQD), "never once TLS is up");
+    for bytes in [option(EXPORT_NAME, b"disk"), option(ABORT, b"")] {
+        out.clear();
+        let progress = feed_all(
+            &mut Handshake::with_tls(Tls::Required),
+            &session(std::slice::from_ref(&bytes)),
+            &exports,
+            &mut out,
+        );
+        assert_eq!(progress, Progress::Close { consumed: 4 + bytes.len() });
+    }
+}
+
 #[test]
 fn an_export_that_lets_nobody_in_is_told_of_and_refused() {
     for (no_entry, expected) in [(NoEntry::Policy("full".into()), ERR_POLICY), (NoEntry::Closing, ERR_SHUTDOWN)] {
         let exports = Exports { no_entry: Some(no_entry), ..Exports::default() };
         let input = session(&[option(OPT_INFO, &info_data("disk", &[])), option(GO, &info_data("disk", &[]))]);
         let mut out = Vec::new();
-        let progress = feed_all(&mut Handshake::new(), &input, &exports, &mut out);
+        let progress = feed_all(&mut Handshake::default(), &input, &exports, &mut out);
         assert_eq!(progress, Progress::NeedMore { consumed: input.len() }, "the client may go on");
         let kinds: Vec<(u32, u32)> = parse_replies(&out).iter().map(|reply| (reply.0, reply.1)).collect();
         assert_eq!(kinds.first(), Some(&(OPT_INFO, INFO)));
         assert_eq!(kinds.iter().filter(|(option, _)| *option == GO).collect::<Vec<_>>(), [&(GO, expected)]);
         out.clear();
         let named = session(&[option(EXPORT_NAME, b"disk")]);
-        let progress = feed_all(&mut Handshake::new(), &named, &exports, &mut out);
+        let progress = feed_all(&mut Handshake::default(), &named, &exports, &mut out);
         assert_eq!((progress, out.is_empty()), (Progress::Close { consumed: named.len() }, true));
     }
 }
@@ -138,6 +200,10 @@ fn feed_all(handshake: &mut Handshake, input: &[u8], exports: &Exports, out: &mu
                 out.append(&mut piece);
                 return Progress::NeedMore { consumed: done + consumed };
             }
+            Progress::StartTls { consumed } => {
+                out.append(&mut piece);
+                return Progress::StartTls { consumed: done + consumed };
+            }
             Progress::Transmission { consumed, agreed } => {
                 out.append(&mut piece);
                 return Progress::Transmission { consumed: done + consumed, agreed };
@@ -153,7 +219,7 @@ fn feed_all(handshake: &mut Handshake, input: &[u8], exports: &Exports, out: &mu
 
 fn run(input: &[u8]) -> (Progress, Vec<u8>) {
     let mut out = Vec::new();
-    let progress = feed_all(&mut Handshake::new(), input, &Exports::default(), &mut out);
+    let progress = feed_all(&mut Handshake::default(), input, &Exports::default(), &mut out);
     (progress, out)
 }
 
@@ -192,7 +258,7 @@ fn agreed(input: &[u8]) -> Agreed {
 #[test]
 fn greeting_offers_fixed_newstyle_without_zeroes() {
     let mut out = Vec::new();
-    Handshake::new().greeting(&mut out);
+    Handshake::default().greeting(&mut out);
     assert_eq!(out, b"NBDMAGICIHAVEOPT\x00\x03");
 }
 
@@ -247,7 +313,7 @@ fn abort_is_acknowledged_whatever_it_carries() {
 
 #[test]
 fn after_the_end_everything_closes() {
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let mut out = Vec::new();
     let exports = Exports::default();
     feed_all(&mut handshake, &session(&[option(ABORT, b"")]), &exports, &mut out);
@@ -403,7 +469,7 @@ fn names_of_every_notable_length_are_found_or_refused() {
         let exports = Exports { long_name: Some(name.clone()), ..Exports::default() };
         let input = session(&[option(GO, &info_data(&name, &[1]))]);
         let mut out = Vec::new();
-        let progress = feed_all(&mut Handshake::new(), &input, &exports, &mut out);
+        let progress = feed_all(&mut Handshake::default(), &input, &exports, &mut out);
         assert_eq!(progress, transmission(&input, &name, false), "{length} bytes");
         assert_eq!(parse_replies(&out)[1].2, [b"\x00\x01", name.as_bytes()].concat());
 
@@ -449,7 +515,7 @@ fn announced_lengths_cost_nothing() {
             assert_eq!(run(&session(&[header])), (Progress::Close { consumed: 20 }, vec![]));
         }
     }
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let mut out = Vec::new();
     let header = [&b"IHAVEOPT"[..], &GO.to_be_bytes(), &SKIP_MAX.to_be_bytes()].concat();
     handshake.feed(&session(&[header]), &Exports::default(), &mut out);
@@ -505,7 +571,7 @@ fn half_open_clients_touch_no_export() {
     let before = session(&[option(STRUCTURED_REPLY, b""), option(LIST, b""), option(STARTTLS, b"")]);
     let input = [&before[..], &go[..go.len() - 1]].concat();
     for end in 0..=input.len() {
-        feed_all(&mut Handshake::new(), &input[..end], &exports, &mut out);
+        feed_all(&mut Handshake::default(), &input[..end], &exports, &mut out);
     }
     assert_eq!(exports.found.get(), 0);
 }
@@ -564,7 +630,7 @@ fn unsent_replies_hold_up_the_options_behind_them() {
     let name = "x".repeat(4096);
     let exports = Exports { long_name: Some(name.clone()), ..Exports::default() };
     let input = session(&vec![option(OPT_INFO, &info_data(&name, &[1])); 500]);
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let (mut out, mut all) = (Vec::new(), Vec::new());
     let (mut done, mut pieces) = (0, 0);
     while done < input.len() {
@@ -581,7 +647,7 @@ fn unsent_replies_hold_up_the_options_behind_them() {
 
 /// Progress and output, whatever the pieces.
 fn outcome(pieces: &[&[u8]]) -> (String, Vec<u8>) {
-    let mut handshake = Handshake::new();
+    let mut handshake = Handshake::default();
     let exports = Exports::default();
     let mut out = Vec::new();
     let mut taken = 0;
@@ -595,6 +661,7 @@ fn outcome(pieces: &[&[u8]]) -> (String, Vec<u8>) {
                 return (format!("{} {agreed:?} {}", agreed.export, taken + consumed), out);
             }
             Progress::Close { consumed } => return (format!("close {}", taken + consumed), out),
+            Progress::StartTls { consumed } => return (format!("tls {}", taken + consumed), out),
         }
     }
     (format!("more {taken}"), out)
