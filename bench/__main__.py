@@ -17,12 +17,15 @@ from bench.machine import describe, warn_if_busy
 from bench.overlay import run_c1, run_l5, run_l6, run_map, run_open
 from bench.process import BenchError
 from bench.report import save
+from bench.scale import run_c2, run_c3
 from bench.servers import OURS, OURS_BARE, Files
+from bench.service import run_c5, run_c6, run_crowd
 from bench.tables import DATA_TABLES, PEER_NAMES, Setup, run_data_table
 
 SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
 OVERLAY_TABLES = ("c1", "l5", "l6", "map", "open")
-TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7")
+SCALE_TABLES = ("c2", "c3", "c5", "c6", "crowd")
+TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES)
 FULL = Plan(seconds=2.0, rounds=5)
 QUICK = Plan(seconds=0.5, rounds=3)
 MIB = 1 << 20
@@ -53,6 +56,8 @@ def main() -> int:
 def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
     if name == "c4":
         return run_c4(args.python, folder, 640 if args.quick else 6400)
+    if name in SCALE_TABLES:
+        return _run_scale(name, args, folder)
     if name == "c7":
         return run_c7(args.python, folder, 5 if args.quick else 20)
     if name in OVERLAY_TABLES:
@@ -67,6 +72,22 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
     setup = Setup(args.python, args.nbd_load, Files(folder, size_mib * MIB), plan, args.only, servers, cpu)
     return run_data_table(DATA_TABLES[name], setup)
+
+
+def _run_scale(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    volumes = 100 if args.quick else 1000
+    match name:
+        case "c2":
+            return run_c2(args.python, folder, volumes)
+        case "c3":
+            return run_c3(args.python, folder, volumes, args.seconds or (5.0 if args.quick else 30.0))
+        case "c5":
+            args.nbd_load = args.nbd_load or build_nbd_load()
+            return run_c5(args.python, folder, args.nbd_load, 200 if args.quick else 2000)
+        case "c6":
+            return run_c6(args.python, folder, 5 if args.quick else 50)
+        case _:
+            return run_crowd(args.python, folder, 200 if args.quick else 2000)
 
 
 def _run_overlay(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:

@@ -31,7 +31,7 @@ def run_c4(python: Path, folder: Path, calls: int) -> tuple[str, dict[str, Any]]
     with Daemon.running(python, folder) as daemon, daemon.client() as client:
         client.call("bdev_malloc_create", name="malloc0", num_blocks=2048, block_size=512)
         for method, params in CALLS:
-            latencies_ms = _sequential(client, method, params, calls)
+            latencies_ms = sequential(client, method, params, calls)
             rate = _pipelined(client, method, params, calls)
             p99 = quantiles(latencies_ms, n=100)[98]
             record[method] = {"latencies_ms": latencies_ms, "pipelined_per_s": rate}
@@ -43,7 +43,8 @@ def run_c4(python: Path, folder: Path, calls: int) -> tuple[str, dict[str, Any]]
     return table("C4: JSON-RPC calls", header, rows), record
 
 
-def _sequential(client: RpcClient, method: str, params: dict[str, object], calls: int) -> list[float]:
+def sequential(client: RpcClient, method: str, params: dict[str, object], calls: int) -> list[float]:
+    """Return the milliseconds of calls made one after the other."""
     latencies_ms = []
     for _ in range(calls):
         request = client.encode(method, params)
