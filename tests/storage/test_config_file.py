@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 
 from ubi_rpc.config_source import ConfigSource
 from ubi_rpc.rpc.json_values import to_plain
-from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Step, apply
+from ubi_rpc.storage.config_file import CREATIONS_AT_ONCE, CallFailedError, ConfigError, ConfigReader, Step, apply
 
 METHODS = {"early": True, "bdev_a": False, "bdev_b": False}
 
@@ -152,3 +154,47 @@ async def test_failures_that_are_ignored_are_logged(tmp_path: Path, caplog: pyte
     await apply(steps, caller, startup=False, ignore_errors=True)
     assert [method for method, _ in caller.calls] == ["bdev_b", "bdev_a", "bdev_a"]
     assert "entry 0 (bdev_b)" in caplog.text
+
+
+async def test_creations_overlap_and_everything_else_waits_for_them(tmp_path: Path) -> None:
+    methods = {"bdev_x_create": False, "nbd_create_export": False, "bdev_b": False}
+    path = tmp_path / "conf.json"
+    entries = [{"method": "bdev_x_create"}] * 20 + [{"method": "bdev_b"}, {"method": "nbd_create_export"}]
+    path.write_text(json.dumps({"subsystems": [{"subsystem": "bdev", "config": entries}]}))
+    steps = ConfigReader(ConfigSource(path), methods, ignore_errors=False).steps()
+    running, most, calls = 0, 0, []
+
+    async def call(method: str, _params: object) -> object:
+        nonlocal running, most
+        calls.append(method)
+        running += 1
+        most = max(most, running)
+        assert method.startswith(("bdev_x", "nbd")) or running == 1
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        return True
+
+    await apply(steps, call, startup=False, ignore_errors=False)
+    assert calls == [entry["method"] for entry in entries]
+    assert most == CREATIONS_AT_ONCE
+
+
+async def test_after_a_failure_what_had_started_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "conf.json"
+    path.write_text(_subsystem(str([{"method": "bdev_x_create"}] * 40).replace("'", '"')))
+    steps = ConfigReader(ConfigSource(path), {"bdev_x_create": False}, ignore_errors=False).steps()
+    started, ended = 0, 0
+
+    async def call(_method: str, _params: object) -> object:
+        nonlocal started, ended
+        started += 1
+        if started == 3:
+            raise CallFailedError("-22 Invalid argument")
+        await asyncio.sleep(0.01)
+        ended += 1
+        return True
+
+    with pytest.raises(ConfigError, match="entry 2 "):
+        await apply(steps, call, startup=False, ignore_errors=False)
+    assert started - 1 == ended < 2 * CREATIONS_AT_ONCE + 3

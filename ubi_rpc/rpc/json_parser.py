@@ -85,7 +85,7 @@ class JsonParser:
         if not self._stack and not tokens.unfinished:
             return 0
         start = self._start if self._stack else tokens.start
-        return tokens.end - start + VALUE_BYTES * (self._count + tokens.pieces)
+        return tokens.end - start + VALUE_BYTES * self._count
 
     def feed(self, data: bytes) -> None:
         """Add the stream's next bytes; `next_value` reads them."""

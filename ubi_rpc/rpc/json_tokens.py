@@ -34,6 +34,9 @@ _ESCAPE_BEGUN: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{0,3})?")
 _LITERALS: Final[dict[bytes, bool | None]] = {b"true": True, b"false": False, b"null": None}
 _UTF8: Final = codecs.getincrementaldecoder("utf-8")
 
+MAX_PIECES: Final = 64
+"""Pieces of a token that are kept apart: a token may come byte by byte, and each piece takes many times its length."""
+
 STRING: Final = ord('"')
 NUMBER: Final = ord("0")
 LITERAL: Final = ord("t")
@@ -91,11 +94,6 @@ class Tokenizer:
     def unfinished(self) -> bool:
         """True when a token has begun (at `start`) whose end is not yet fed."""
         return self._string is not None or self._number is not None or self._position < len(self._buffer)
-
-    @property
-    def pieces(self) -> int:
-        """Pieces in which the token that has begun is kept."""
-        return len(self._string or self._number or ())
 
     def feed(self, data: bytes) -> None:
         """Add bytes behind those not yet consumed."""
@@ -181,6 +179,8 @@ class Tokenizer:
             self._skip_number_tail = at_end
             return NEED_MORE if at_end else self.next(top_level=top_level)
         self._number.append(run)
+        if len(self._number) > MAX_PIECES:
+            self._number = [b"".join(self._number)]
         if at_end and not top_level:
             return NEED_MORE
         text = b"".join(self._number)
@@ -201,6 +201,8 @@ class Tokenizer:
         run = match[0] if match else b""
         try:
             self._string.append(self._decoder.decode(run))
+            if len(self._string) > MAX_PIECES:
+                self._string = ["".join(self._string)]
             self._position += len(run)
             rest = self._buffer[self._position : self._position + 6]
             if not rest or _ESCAPE_BEGUN.fullmatch(rest):

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -24,6 +26,11 @@ EXIT_BAD_CONFIG = 234
 
 EXIT_UNKNOWN_METHOD = 254
 """-ENOENT as a process's exit code. Source: SPDK, seen."""
+
+CREATIONS_AT_ONCE = 16
+"""Creations of a file that are under way at once; each waits for storage most of its time."""
+
+_CREATION = re.compile(r"^bdev_\w+_create$|_create_export$")
 
 _log = logging.getLogger(__name__)
 
@@ -83,14 +90,14 @@ class Entry:
         method: its method.
         params: as parsed; None when absent.
         source: the file.
-        place: line and column of the entry.
+        found: the entry as it stands there.
         what: subsystem, index and method, for messages.
     """
 
     method: str
     params: object
     source: Source
-    place: tuple[int, int]
+    found: dict[str, object]
     what: str
 
     @property
@@ -100,7 +107,7 @@ class Entry:
 
     def where_is(self, parameter: str) -> str:
         """Return the same with the line and column of a parameter; the entry's where it has none."""
-        line, column = self.source.member_position(self.params, parameter) or self.place
+        line, column = self.source.member_position(self.params, parameter) or self.source.position(self.found)
         return f"{self.source.name}:{line}:{column}: {self.what}"
 
 
@@ -110,6 +117,11 @@ class Step:
 
     entries: tuple[Entry, ...]
     startup: bool
+
+    @property
+    def creates(self) -> bool:
+        """Whether all that it does is to make bdevs and exports."""
+        return all(_CREATION.search(entry.method) for entry in self.entries)
 
 
 Call = Callable[[str, object], Awaitable[object]]
@@ -199,7 +211,7 @@ class ConfigReader:
         if params is None:
             raise self._fault(found, f"subsystem {subsystem!r}, entry {index} ({method}): params is null; leave it out")
         what = f"subsystem {subsystem!r}, entry {index} ({method})"
-        return Entry(method, found.get("params"), self._source, self._source.position(found), what)
+        return Entry(method, found.get("params"), self._source, found, what)
 
     def _object(self, value: object, parent: object, what: str) -> dict[str, object]:
         if not isinstance(value, dict):
@@ -219,6 +231,8 @@ class ConfigReader:
 async def apply(steps: list[Step], call: Call, *, startup: bool, ignore_errors: bool) -> None:
     """Make the calls of one of the two passes, in file order.
 
+    Creations overlap, some at a time: they keep the order of the file where they have an object in common.
+
     Args:
         steps: of the file.
         call: makes one call.
@@ -226,18 +240,37 @@ async def apply(steps: list[Step], call: Call, *, startup: bool, ignore_errors: 
         ignore_errors: log a call that fails and go on.
 
     Raises:
-        ConfigError: a call failed; the later ones were not made.
+        ConfigError: a call failed; the later ones were not made, a few that had started excepted.
     """
-    for step in steps:
-        if step.startup != startup:
-            continue
-        failures = await asyncio.gather(*(_call_one(entry, call) for entry in step.entries))
-        for failure in failures:
-            if failure is None:
+    under_way: deque[asyncio.Task[list[str]]] = deque()
+    try:
+        for step in steps:
+            if step.startup != startup:
                 continue
-            if not ignore_errors:
-                raise ConfigError(failure)
-            _log.error("config=%s; skipped", failure)
+            most = CREATIONS_AT_ONCE if step.creates else 1
+            while len(under_way) >= most:
+                _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+            under_way.append(asyncio.get_running_loop().create_task(_make(step, call)))
+            if not step.creates:
+                _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+        while under_way:
+            _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+    finally:
+        if under_way:
+            await asyncio.wait(under_way)
+
+
+async def _make(step: Step, call: Call) -> list[str]:
+    """Make the calls of a step and return why some failed."""
+    failures = await asyncio.gather(*(_call_one(entry, call) for entry in step.entries))
+    return [failure for failure in failures if failure is not None]
+
+
+def _judge(failures: list[str], *, ignore_errors: bool) -> None:
+    for failure in failures:
+        if not ignore_errors:
+            raise ConfigError(failure)
+        _log.error("config=%s; skipped", failure)
 
 
 async def _call_one(entry: Entry, call: Call) -> str | None:

@@ -38,6 +38,7 @@ class BdevEntry:
         claimed_by: the bdev that stands on this one.
         exports: the exports that serve this one, in order of creation.
         stats: the zero point of its statistics.
+        number: objects are listed by it: the order in which they were asked for.
     """
 
     name: str
@@ -51,6 +52,7 @@ class BdevEntry:
     claimed_by: BdevEntry | None = None
     exports: list[ExportEntry] = field(default_factory=list)
     stats: Baseline = field(default_factory=Baseline)
+    number: int = 0
 
     def is_made_by(self, kind: BdevKind[Any, Any], params: BdevParams) -> bool:
         """Say whether a create with these parameters would make this very bdev; a uuid left out may be any."""
@@ -78,6 +80,7 @@ class ExportEntry:
     params: Params
     state: ObjectState = ObjectState.CREATING
     handle: Export | None = None
+    number: int = 0
 
     def is_made_by(self, entry: BdevEntry, params: Params) -> bool:
         """Say whether a create with these parameters would make this very export, of a bdev called in either way."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import itertools
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Iterable
@@ -59,6 +60,7 @@ class Lifecycle:
         self._files = Files() if files is None else files
         self._keeper = keeper
         self._turns = Turns()
+        self._numbers = itertools.count()
         self._stopping = False
 
     async def create_bdev(self, kind: BdevKind[Any, Any], params: BdevParams) -> str:
@@ -74,19 +76,20 @@ class Lifecycle:
                 raise AssertionError(f"a {kind.name} bdev always has a name")
             kind.plan(params, None, None)  # refused parameters use up no name; such a kind needs no other facts
             name = self.registry.default_name(kind.default_prefix)
-        base, given = params.base, params.uuid
+        base, given, number = params.base, params.uuid, next(self._numbers)
 
         def keys() -> set[Key]:
             touched: set[Key] = {("bdev", name)} if given is None else {("bdev", name), ("bdev", given)}
             return touched if base is None else touched | self.registry.keys(base)
 
-        await self._turns.run(keys, lambda: self._create_bdev(kind, name, params))
+        await self._turns.run(keys, lambda: self._create_bdev(kind, name, params, number))
         return name
 
-    async def _create_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams) -> None:
+    async def _create_bdev(self, kind: BdevKind[Any, Any], name: str, params: BdevParams, number: int) -> None:
         with Lookup(self._files, self._engine.call) as files:
             facts = await kind.probe(files, params)
             entry = self._plan_bdev(kind, name, params, facts)
+            entry.number = number
             async with AsyncExitStack() as undo:
                 undo.callback(self.registry.release, entry)
                 base = entry.base.bdev if entry.base else None
@@ -175,12 +178,13 @@ class Lifecycle:
         def keys() -> set[Key]:
             return {(frontend.name, bdev_name if export_name is None else export_name)} | self.registry.keys(bdev_name)
 
-        return await self._turns.run(keys, lambda: self._create_export(frontend, bdev_name, params))
+        number = next(self._numbers)
+        return await self._turns.run(keys, lambda: self._create_export(frontend, bdev_name, params, number))
 
-    async def _create_export(self, frontend: Frontend[Any], bdev_name: str, params: Params) -> ExportEntry:
+    async def _create_export(self, frontend: Frontend[Any], bdev_name: str, params: Params, number: int) -> ExportEntry:
         self._refuse_when_stopping()
         entry = self.registry.find(bdev_name)
-        export = ExportEntry(frontend, frontend.plan(params, entry.name, entry.bdev.info), entry, params)
+        export = ExportEntry(frontend, frontend.plan(params, entry.name, entry.bdev.info), entry, params, number=number)
         self.registry.reserve_export(export)
         async with AsyncExitStack() as undo:
             undo.callback(self.registry.release_export, export)

@@ -63,8 +63,9 @@ class Registry:
         self._files = FileUsers()
 
     def bdevs(self) -> list[BdevEntry]:
-        """Return the online bdevs in order of creation."""
-        return [entry for entry in self._bdevs.values() if entry.state is ObjectState.ONLINE]
+        """Return the online bdevs in the order in which they were asked for."""
+        online = [entry for entry in self._bdevs.values() if entry.state is ObjectState.ONLINE]
+        return sorted(online, key=lambda entry: entry.number)
 
     def find(self, name: str) -> BdevEntry:
         """Return the online bdev called `name`, which may be its uuid.
@@ -176,8 +177,9 @@ class Registry:
         return [export for export in self.all_exports() if export.frontend is frontend]
 
     def all_exports(self) -> list[ExportEntry]:
-        """Return the online exports of every frontend in order of creation."""
-        return [export for export in self._exports.values() if export.state is ObjectState.ONLINE]
+        """Return the online exports of every frontend in the order in which they were asked for."""
+        online = [export for export in self._exports.values() if export.state is ObjectState.ONLINE]
+        return sorted(online, key=lambda export: export.number)
 
     def find_export(self, frontend: Frontend[Any], name: str) -> ExportEntry:
         """Return the online export called `name`, or raise not_found."""
