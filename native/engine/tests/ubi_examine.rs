@@ -388,6 +388,21 @@ fn swapped_and_older_sectors_are_told_of() {
     }
 }
 
+/// A magic that is gone and superblocks that are damaged were a volume: a cut of a format tears one slot at most.
+#[test]
+fn a_volume_that_lost_its_magic_and_both_superblocks_is_not_formatted() {
+    let mut lost = eight_sectors(VolumeState::Open);
+    lost.area[..9].fill(0);
+    lost.slots.iter_mut().for_each(|slot| slot[100] ^= 1);
+    assert_eq!(decide_any(&lost).expect_err("refused").name, Name::ZeroedMagic);
+    let mut overwritten = eight_sectors(VolumeState::Open);
+    overwritten.area[3] ^= 1;
+    let refusal = decide_any(&overwritten).expect_err("refused");
+    assert!(refusal.message.contains("if that volume is still wanted"), "{}", refusal.message);
+    lost.slots[0].fill(0);
+    assert_eq!(decide_any(&lost).expect("a format that was cut short looks like this"), Decision::Format);
+}
+
 /// 200,000 random changes, of sectors, slots or both: refused by name, or what was there is still told as it was.
 #[test]
 fn random_damage_is_never_accepted_as_something_else() {

@@ -106,7 +106,13 @@ pub fn find(request: &Request, first: &[u8], slots: &[Slot; 2]) -> Result<Found,
             return refuse(Name::UnknownStripeSize, format!("names no stripe size (byte 13 is {byte:#04x})"));
         }
         Identity::Foreign(what) => {
-            let message = format!("{what}; to use it for a volume, zero its first 8 MiB");
+            let message = match slots.iter().any(|slot| slot.valid().is_some()) {
+                true => format!(
+                    "{what}, and the superblock of a volume behind it: if that volume is still wanted, its first sector \
+                     is damaged (see ubi repair); if not, zero its first 8 MiB to use it for another"
+                ),
+                false => format!("{what}; to use it for a volume, zero its first 8 MiB"),
+            };
             return refuse(Name::ForeignContent, message);
         }
     };
@@ -128,7 +134,9 @@ fn find_zeroed(request: &Request, slots: &[Slot; 2]) -> Result<Found, Refusal> {
         Slot::Unknown(_) => true,
         Slot::Valid(superblock) => superblock.state != VolumeState::Formatting,
     };
-    if request.wipe || !slots.iter().any(is_of_a_volume) {
+    // A format writes one slot, then the other: its cut leaves at most one of them torn.
+    let are_damaged = slots.iter().all(|slot| *slot == Slot::Damaged);
+    if request.wipe || !are_damaged && !slots.iter().any(is_of_a_volume) {
         return Ok(Found::New);
     }
     let message = format!(

@@ -148,7 +148,9 @@ mod tests {
             seal(UUID, index, &mut sector);
             assert_eq!(look(UUID, index, &sector), Check::Right);
             assert_eq!(look(Uuid([8; 16]), index, &sector), Check::Wrong);
-            assert_eq!(look(UUID, index + 1, &sector), Check::Wrong);
+            if index < 8192 {
+                assert_eq!(look(UUID, index + 1, &sector), Check::Wrong);
+            }
             for bit in 0..8 * SECTOR {
                 let mut flipped = sector;
                 flipped[bit / 8] ^= 1 << (bit % 8);
