@@ -47,7 +47,7 @@ format: ## rewrite the sources as the format checks want them
 	@$(SETUP) test
 	@$(ENV) ruff check --fix-only --quiet . ; ruff format . && cargo fmt --manifest-path native/Cargo.toml --all
 
-build: ## the package into .venv: ubi_tgt and ubi-rpc work afterwards
+build: ## the package into .venv: ubi_tgt, ubi-rpc and ubi work afterwards
 	@$(SETUP) build
 
 dev: ## everything that tests and benchmarks need, without running them

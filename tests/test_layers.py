@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "ubi_rpc"
 LAYERS = [
-    {"__main__", "daemon", "startup", "config_check", "config_source"},
+    {"__main__", "daemon", "startup", "config_check", "config_source", "tools"},
     {"rpc", "methods"},
     {"storage"},
     {"bdevs", "images", "frontends"},

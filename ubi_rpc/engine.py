@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, IoEngine
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+UbiProblem: TypeAlias = "_native.UbiProblem"
+UbiReport: TypeAlias = "_native.UbiReport"
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +80,20 @@ def error_kinds() -> list[str]:
     from ubi_rpc import _native
 
     return list(_native.ERROR_KINDS)
+
+
+def inspect(
+    path: str, *, image_path: str | None, stripe_size_kb: int | None, block_size: int | None, wait_s: float
+) -> UbiReport:
+    """Look at a base that nobody has open. Arguments and errors as `_native.ubi_inspect`."""
+    from ubi_rpc import _native
+
+    try:
+        return _native.ubi_inspect(
+            path, image_path=image_path, stripe_size_kb=stripe_size_kb, block_size=block_size, wait_s=wait_s
+        )
+    except _native.EngineError as error:
+        raise _translated(error) from error
 
 
 class Bdev:
