@@ -76,6 +76,7 @@ missing_packages() {
     [ "$goal" != demo ] || return 0
     /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo python3-libnbd
     have nbdkit || echo nbdkit
+    have c++ || echo g++ # libFuzzer
     have openssl || echo openssl # the tests' certificates
     have fio || echo fio
     [ "$goal" != test ] || return 0
@@ -248,7 +249,7 @@ setup_venv() {
 
 # Everything that the installed package is made from: the Rust sources, the metadata and the toolchain.
 native_inputs() {
-    find native -name target -prune -o -type f -print | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum
+    find native \( -name target -o -path native/fuzz \) -prune -o -type f -print | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum
     sha256sum pyproject.toml
     rustc --version
     echo "${NATIVE_PROFILE:-release}"

@@ -69,6 +69,7 @@ lint() {
     # shellcheck disable=SC2046
     check "mypy strict" "^(Success|Found|There)" mypy $(ls -d ubi_rpc scripts demo tests bench conftest.py 2>/dev/null)
     check "rustfmt" . cargo fmt --manifest-path native/Cargo.toml --all --check
+    check "rustfmt fuzz" . cargo fmt --manifest-path native/fuzz/Cargo.toml --check
     check "clippy" . cargo clippy --manifest-path native/Cargo.toml --locked --workspace --all-targets -- -D warnings
 }
 
@@ -99,6 +100,7 @@ rust() {
     check "crash simulation" "^simulation: [0-9]{7,} " cargo test "$@" --test crash_simulation -- --nocapture
     check "metadata damage" "test result" cargo test "$@" --test ubi_examine
     check "broken variants" "test result" cargo test "$@" --features broken-variants --test broken_variants -- --nocapture
+    check "fuzzing" "^fuzz: .* runs" sh scripts/fuzz.sh "${UBI_FUZZ_SECONDS:-12}"
     if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ] && with_engine io_uring; then
         printf '%-18s %-6s        some were ignored, and CI allows none\n' "rust tests" FAILED >>"$summary"
         failed=1
@@ -123,7 +125,7 @@ e2e() {
     done
 }
 
-# Three fifths for kills of the daemon, one for simulated cuts, one for random requests.
+# Three fifths for kills of the daemon, one for simulated cuts, one for random requests, half of it to the NBD server.
 soak() {
     soak_s=${UBI_SOAK_SECONDS:-600}
     engines=$(echo "$UBI_TEST_IO_ENGINES" | wc -w)
@@ -140,7 +142,8 @@ soak() {
             --locked --release -p ubi-engine --test crash_simulation random -- --nocapture
     done
     # A second carries a few hundred frames.
-    UBI_FUZZ_FRAMES=$((10000 + soak_s * 40)) tests "random requests" tests/fuzz
+    UBI_FUZZ_FRAMES=$((10000 + soak_s * 20)) tests "random requests" tests/fuzz
+    check "fuzzing" "^fuzz: .* runs" sh scripts/fuzz.sh "$((soak_s / 20 + 1))"
 }
 
 case $what in
