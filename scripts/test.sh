@@ -115,7 +115,10 @@ tests() {
     check "$name" "^=+ .* in [0-9.]+s" python -m pytest "$@"
 }
 
-python_tests() { tests "python tests" --ignore=tests/e2e --ignore=tests/crash tests "$@"; }
+python_tests() {
+    export UBI_FUZZ_FRAMES="${UBI_FUZZ_FRAMES:-200000}" # a tenth of it goes over the wire
+    tests "python tests" --ignore=tests/e2e --ignore=tests/crash tests "$@"
+}
 
 e2e() {
     for engine in $UBI_TEST_IO_ENGINES; do

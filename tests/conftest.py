@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ async def running_domain(
         method_names=lambda current: made.dispatcher.method_names(current=current),
         kill=killed.append,
         version=engine_double.VERSION,
-        discover=lambda: openrpc(dispatcher.methods.values(), engine_double.VERSION),
+        discover=functools.cache(lambda: openrpc(dispatcher.methods.values(), engine_double.VERSION)),
     )
     dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state)
     made = Domain(world, lifecycle, dispatcher, startup, tmp_path, killed, failed)

@@ -122,7 +122,7 @@ class Daemon:
             method_names=lambda current: dispatcher.method_names(current=current),
             kill=lambda number: os.kill(os.getpid(), number),
             version=native.version(),
-            discover=lambda: openrpc(dispatcher.methods.values(), native.version()),
+            discover=functools.cache(lambda: openrpc(dispatcher.methods.values(), native.version())),
             log=LogControl(logging.getLogger().handlers),
             options=options,
         )

@@ -88,3 +88,17 @@ class Grammar:
         """Cut a frame as a network may."""
         cuts = sorted(self._random.randrange(len(frame) + 1) for _ in range(self._random.randrange(3)))
         return [frame[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(frame)], strict=True)]
+
+
+def check(answer: bytes) -> None:
+    """Check the form of one answer, or of a batch's."""
+    assert answer.isascii()
+    assert answer.endswith(b"\n")
+    value = json.loads(answer)
+    for one in value if isinstance(value, list) else [value]:
+        assert list(one)[:2] == ["jsonrpc", "id"]
+        assert set(one) in ({"jsonrpc", "id", "result"}, {"jsonrpc", "id", "error"})
+        if "error" in one:
+            assert set(one["error"]) <= {"code", "message", "data"}
+            assert isinstance(one["error"]["code"], int)
+            assert one["error"]["message"] != "Internal error"

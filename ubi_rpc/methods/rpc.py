@@ -5,6 +5,8 @@ SPDK's clients see none of it unless they ask.
 
 from __future__ import annotations
 
+import asyncio
+
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, INVALID_PARAMETERS, Method
@@ -37,7 +39,7 @@ async def ubi_rpc_get_last_error(_services: object, _params: NoParams) -> dict[s
 
 async def rpc_discover(services: Services, _params: NoParams) -> dict[str, object]:
     """Return the OpenRPC document of the methods that can be called."""
-    return services.discover()
+    return await asyncio.to_thread(services.discover)  # the first time it takes a while
 
 
 METHODS = (

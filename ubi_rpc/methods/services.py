@@ -37,7 +37,7 @@ class Services:
         method_names: names of the methods; `current=True`: those that may be called now.
         kill: sends a signal to this process.
         version: the product's version, MAJOR.MINOR.PATCH with an optional suffix.
-        discover: gives the OpenRPC document of the methods.
+        discover: gives the OpenRPC document of the methods, the same one each time.
         log: the daemon's log.
         options: what option methods were told.
     """
