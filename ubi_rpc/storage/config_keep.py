@@ -47,7 +47,7 @@ class ConfigKeeper:
         self._file = file
         self._options = options
         self._kept: dict[Kept, None] = {}
-        """What the file has, in order of creation."""
+        """What the file has; there it is in the order in which it was asked for."""
         self._waiting: list[_Change] = []
         self._writing: asyncio.Task[None] | None = None
         self._begun = asyncio.Event()
@@ -136,8 +136,9 @@ class ConfigKeeper:
             raise self._file.failed(error) from error
 
     def _document(self) -> dict[str, object]:
-        bdevs = [one for one in self._kept if isinstance(one, BdevEntry)]
-        exports = [one for one in self._kept if isinstance(one, ExportEntry)]
+        kept = sorted(self._kept, key=lambda one: one.number)
+        bdevs = [one for one in kept if isinstance(one, BdevEntry)]
+        exports = [one for one in kept if isinstance(one, ExportEntry)]
         return document(bdevs, exports, self._options)
 
 
