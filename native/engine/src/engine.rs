@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind, Result};
+use crate::events::Events;
 use crate::frontend::nbd::budget::Budget;
 use crate::frontend::nbd::listener::{ListenOptions, NbdListener};
+use crate::frontend::vhost_user::controller::{ControllerOptions, VhostController};
 use crate::reactor::{Handle, IoEngine, Reactors};
 use crate::sys::{clock, cpu};
 
@@ -62,6 +64,10 @@ impl Engine {
 
     pub fn listen_nbd_tcp(&self, host: &str, port: u16, options: ListenOptions) -> Result<NbdListener> {
         NbdListener::listen_tcp(&self.reactors, &self.budget, host, port, options)
+    }
+
+    pub fn create_vhost_blk(&self, events: &Arc<Events>, options: ControllerOptions) -> Result<VhostController> {
+        VhostController::new(&self.reactors, &self.budget, Some(events), options)
     }
 }
 

@@ -15,6 +15,7 @@ use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::events::{Events, Level};
 use ubi_engine::frontend::nbd::listener::ListenOptions;
+use ubi_engine::frontend::vhost_user::controller::ControllerOptions;
 use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
 use ubi_engine::sys::file::path_of;
@@ -22,6 +23,7 @@ use ubi_engine::sys::file::path_of;
 use crate::bdev::PyBdev;
 use crate::error::to_python;
 use crate::listener::{PyNbdListener, PyTls};
+use crate::vhost::PyVhostController;
 
 /// How long to wait for another process to let go of a base: a killed daemon's writes may still be landing.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
@@ -177,6 +179,23 @@ impl PyEngine {
         let options = self.listen_options(tls);
         let listener = py.detach(|| self.get()?.listen_nbd_tcp(host, port, options));
         listener.map(PyNbdListener::new).map_err(|error| to_python(py, &error))
+    }
+
+    #[pyo3(signature = (*, name, path, bdev, readonly, cpus))]
+    fn create_vhost_blk(
+        &self,
+        py: Python<'_>,
+        name: String,
+        path: PathBuf,
+        bdev: &PyBdev,
+        readonly: bool,
+        cpus: Vec<usize>,
+    ) -> PyResult<PyVhostController> {
+        let created = py.detach(|| {
+            let options = ControllerOptions { name, socket: path, bdev: bdev.get()?, readonly, cpus };
+            self.get()?.create_vhost_blk(&self.events, options)
+        });
+        created.map(PyVhostController::new).map_err(|error| to_python(py, &error))
     }
 
     fn shutdown(&self, py: Python<'_>) {

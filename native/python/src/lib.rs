@@ -7,6 +7,7 @@ mod engine;
 mod error;
 mod listener;
 mod tools;
+mod vhost;
 
 use pyo3::prelude::*;
 
@@ -19,5 +20,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tools::ubi_inspect, module)?)?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<bdev::PyBdev>()?;
-    module.add_class::<listener::PyNbdListener>()
+    module.add_class::<listener::PyNbdListener>()?;
+    module.add_class::<vhost::PyVhostController>()
 }

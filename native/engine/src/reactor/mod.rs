@@ -148,6 +148,8 @@ impl Handle {
 /// The reactors of an engine.
 pub struct Reactors {
     handles: Vec<Handle>,
+    /// The CPU that each is pinned to.
+    places: Vec<Option<usize>>,
     threads: Vec<JoinHandle<()>>,
     io_engine: IoEngine,
     next: AtomicUsize,
@@ -163,7 +165,8 @@ impl Reactors {
         let pool = WorkerPool::new();
         let places: Vec<Option<usize>> =
             if cpus.is_empty() { vec![None; count.max(1)] } else { cpus.iter().copied().map(Some).collect() };
-        let mut reactors = Self { handles: Vec::new(), threads: Vec::new(), io_engine, next: AtomicUsize::new(0) };
+        let next = AtomicUsize::new(0);
+        let mut reactors = Self { handles: Vec::new(), places: places.clone(), threads: Vec::new(), io_engine, next };
         for (index, cpu) in places.into_iter().enumerate() {
             let (sender, receiver) = mpsc::channel();
             let (awake, pool) = (Arc::clone(&awake), Arc::clone(&pool));
@@ -197,13 +200,20 @@ impl Reactors {
 
     /// The reactor with the fewest clients, for one more.
     pub fn place(&self) -> Place {
+        self.place_among(&[]).expect("an engine has a reactor")
+    }
+
+    /// The same of those that run on these CPUs, none of them meaning any; None when there is none. Reactors that are
+    /// not pinned may run on every CPU.
+    pub fn place_among(&self, cpus: &[usize]) -> Option<Place> {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let count = self.handles.len();
-        let in_turn = (0..count).map(|step| &self.handles[(first + step) % count]);
-        let fewest = in_turn.min_by_key(|handle| handle.clients.load(Ordering::Relaxed));
-        let handle = fewest.expect("an engine has a reactor").clone();
+        let is_allowed = |index: &usize| cpus.is_empty() || self.places[*index].is_none_or(|cpu| cpus.contains(&cpu));
+        let in_turn = (0..count).map(|step| (first + step) % count).filter(is_allowed);
+        let fewest = in_turn.map(|index| &self.handles[index]).min_by_key(|one| one.clients.load(Ordering::Relaxed));
+        let handle = fewest?.clone();
         handle.clients.fetch_add(1, Ordering::Relaxed);
-        Place { handle }
+        Some(Place { handle })
     }
 
     /// Reactors in turn, for work of the control plane.

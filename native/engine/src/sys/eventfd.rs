@@ -20,6 +20,28 @@ impl EventFd {
         Ok(Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
+    /// Take an eventfd that another process made, and stop it from blocking.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is something else.
+    pub fn received(fd: OwnedFd) -> io::Result<Self> {
+        let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        if name.as_os_str() != "anon_inode:[eventfd]" {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the descriptor is no eventfd"));
+        }
+        let event = Self { fd };
+        event.set_nonblocking()?;
+        Ok(event)
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        // SAFETY: the command takes an integer.
+        if unsafe { libc::fcntl(self.raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
     pub fn raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
@@ -31,9 +53,15 @@ impl EventFd {
         let _ = unsafe { libc::write(self.raw_fd(), (&raw const one).cast(), 8) };
     }
 
-    /// Silence.
+    /// Silence; never blocks, whatever another owner of the descriptor has made of its flags.
     pub fn clear(&self) {
         let mut count = 0u64;
+        let iov = libc::iovec { iov_base: (&raw mut count).cast(), iov_len: 8 };
+        // SAFETY: eight writable bytes are passed, as eventfd(2) asks; -1 is "no position".
+        let read = unsafe { libc::preadv2(self.raw_fd(), &raw const iov, 1, -1, libc::RWF_NOWAIT) };
+        if read >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EOPNOTSUPP) {
+            return;
+        }
         // SAFETY: eight writable bytes are passed, as eventfd(2) asks.
         let _ = unsafe { libc::read(self.raw_fd(), (&raw mut count).cast(), 8) };
     }

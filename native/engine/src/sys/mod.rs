@@ -1,6 +1,7 @@
 //! System calls and memory that the kernel writes into. The only place where `unsafe` is allowed.
 #![allow(unsafe_code)]
 
+pub mod ancillary;
 pub mod buf;
 pub mod clock;
 pub mod cpu;
@@ -8,6 +9,8 @@ pub mod epoll;
 pub mod eventfd;
 pub mod file;
 pub mod lock;
+pub mod mapping;
+pub mod memfd;
 pub mod memory;
 pub mod op;
 pub mod socket;
