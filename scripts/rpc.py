@@ -552,6 +552,50 @@ NBD = (
     Command("nbd_get_exports", "Display the NBD exports", show_json),
 )
 
+VHOST = (
+    Command(
+        "vhost_create_blk_controller",
+        "Add a new vhost block controller",
+        show_nothing,
+        (
+            arg("ctrlr", help="Controller name, and that of its socket"),
+            arg("dev_name", help="Name of the bdev"),
+            arg("--cpumask", help="CPUs that serve the controller, a mask like 0x3. Default: all of the daemon's"),
+            arg("--transport", help="Default: vhost_user_blk, the only one"),
+            switch("-r", "--readonly", help="The machine may not write"),
+            switch("-p", "--packed-ring", "--packed_ring", dest="packed_ring", help="Not supported: refused"),
+        ),
+    ),
+    Command(
+        "vhost_delete_controller",
+        "Delete a vhost controller",
+        show_nothing,
+        (arg("ctrlr", help="Name of the controller"),),
+    ),
+    Command(
+        "vhost_get_controllers",
+        "Display the vhost controllers",
+        show_json,
+        (arg("-n", "--name", help="Show this one alone"),),
+    ),
+    Command(
+        "vhost_controller_set_coalescing",
+        "Hold a vhost controller's notifications back while requests come fast",
+        show_nothing,
+        (
+            arg("ctrlr", help="Name of the controller"),
+            arg("delay_base_us", type=int, help="Microseconds at twice the threshold; 0 for never"),
+            arg("iops_threshold", type=int, help="Requests a second above which they wait"),
+        ),
+    ),
+    Command(
+        "virtio_blk_get_transports",
+        "Display the ways from a machine to its disk",
+        show_json,
+        (arg("--name", help="Show this one alone"),),
+    ),
+)
+
 OURS = (
     Command("rpc.discover", "Display the OpenRPC document of the methods", show_json),
     Command("ubi_rpc_get_last_error", "Display the reason of this connection's last error", show_json),
@@ -741,7 +785,7 @@ CONFIG = (
     ),
 )
 
-COMMANDS = (*FRAMEWORK, *CONFIG, *SCHEDULER, *LOG, *OPTIONS, *BDEV, *UBI, *NBD, *OURS)
+COMMANDS = (*FRAMEWORK, *CONFIG, *SCHEDULER, *LOG, *OPTIONS, *BDEV, *UBI, *NBD, *VHOST, *OURS)
 
 
 def run_command(command: Command, args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from tests.engine_double import World
 from ubi_rpc.engine import Engine
 from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.frontends.vhost_blk import VhostBlkFrontend
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.services import Services
 from ubi_rpc.rpc.contract import openrpc
@@ -115,6 +116,7 @@ async def running_domain(
     services = Services(
         lifecycle=lifecycle,
         nbd=NbdFrontend(engine, tmp_path),
+        vhost_blk=VhostBlkFrontend(engine, tmp_path),
         startup=startup,
         method_names=lambda current: made.dispatcher.method_names(current=current),
         kill=killed.append,

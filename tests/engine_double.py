@@ -201,6 +201,45 @@ class NbdListener:
                 Path(self.address).unlink()
 
 
+class VhostController:
+    """As `_native.VhostController`; one machine is connected once it is open."""
+
+    def __init__(self, world: World, name: str, path: str, bdev: Bdev) -> None:
+        if path in world.listeners:
+            raise EngineError("busy", f"{path} is in use", errno.EADDRINUSE)
+        self._world = world
+        self._bdev = bdev
+        self.name = name
+        self.path = path
+        self._open = False
+        bdev.users += 1
+        world.listeners.append(path)
+
+    def open(self) -> None:
+        self._world.enter("open_controller", self.name)
+        Path(self.path).touch()
+        self._open = True
+
+    def set_coalescing(self, *, delay_base_us: int, iops_threshold: int) -> None:
+        self._world.log.append(f"set_coalescing {self.name} {delay_base_us} {iops_threshold}")
+
+    def sessions(self) -> list[dict[str, object]]:
+        one: dict[str, object] = {"vid": 7, "id": 0, "started": True, "max_queues": 2, "inflight_task_cnt": 1}
+        return [one] if self._open else []
+
+    def notify_config_change(self) -> None:
+        self._world.enter("notify_config_change", self.name)
+
+    def close(self) -> None:
+        if self.path not in self._world.listeners:
+            return
+        self._world.enter("close_controller", self.name)
+        self._world.listeners.remove(self.path)
+        self._bdev.users -= 1
+        if self._open:
+            Path(self.path).unlink(missing_ok=True)
+
+
 def _info(block_size: int, num_blocks: int, **changes: object) -> dict[str, object]:
     flags = dict.fromkeys(("write_cache", "unmap", "write_zeroes", "flush", "unmap_reads_zero"), True)
     info: dict[str, object] = {"block_size": block_size, "num_blocks": num_blocks, "readonly": False, **flags}
@@ -301,6 +340,11 @@ class Engine:
         address = f"[{host}]" if ":" in host else host
         self._world.tls[f"{address}:{port}"] = tls
         return NbdListener(self._world, f"{address}:{port or self._world.port()}", unix=False)
+
+    def create_vhost_blk(self, *, name: str, path: str, bdev: Bdev, readonly: bool, cpus: list[int]) -> VhostController:
+        self._world.enter("create_vhost_blk", f"{name} {readonly} {cpus}")
+        assert not bdev.closed
+        return VhostController(self._world, name, path, bdev)
 
     def shutdown(self) -> None:
         assert not self._world.open, f"shut down with open bdevs {self._world.open}"

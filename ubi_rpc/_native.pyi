@@ -172,6 +172,26 @@ class NbdListener:
     def close(self) -> None:
         """Stop listening, drop handshakes, remove the socket file. Exports must be gone first."""
 
+class VhostSessionInfo(TypedDict):
+    vid: int  # unique in the daemon
+    id: int  # unique in the controller
+    started: bool  # a ring runs
+    max_queues: int  # rings that are set up
+    inflight_task_cnt: int  # requests
+
+@final
+class VhostController:
+    @property
+    def path(self) -> str: ...
+    def open(self) -> None:
+        """Let machines in; before, nothing new is at the path. Idempotent."""
+    def set_coalescing(self, *, delay_base_us: int, iops_threshold: int) -> None: ...
+    def sessions(self) -> list[VhostSessionInfo]: ...
+    def notify_config_change(self) -> None:
+        """Tell the machines to look at the size again."""
+    def close(self) -> None:
+        """Stop listening, finish what is in flight, part with the machines, remove the socket file. Idempotent."""
+
 @final
 class Engine:
     def __new__(
@@ -231,5 +251,12 @@ class Engine:
     def listen_nbd_unix(self, *, path: str, tls: Mapping[str, object] | None = None) -> NbdListener:
         """tls: the fields of `engine.TlsOptions`. EngineError: not_found or permission of its files, invalid_params."""
     def listen_nbd_tcp(self, *, host: str, port: int, tls: Mapping[str, object] | None = None) -> NbdListener: ...
+    def create_vhost_blk(self, *, name: str, path: str, bdev: Bdev, readonly: bool, cpus: list[int]) -> VhostController:
+        """Prepare a controller's socket, of mode 0600; queues run on the reactors of `cpus`, on any for an empty list.
+
+        Errors: busy when somebody listens at the path; already_exists when something that is no socket is there;
+        invalid_params for a path that is too long, or CPUs that no reactor runs on; unsupported for larger blocks than
+        64 KiB.
+        """
     def shutdown(self) -> None:
         """Stop the reactors. All listeners and bdevs must be closed. Idempotent."""

@@ -13,7 +13,7 @@ from ubi_rpc.rpc.decode import read_params
 from ubi_rpc.rpc.method import Method, State
 from ubi_rpc.storage.config_file import ConfigError, ConfigReader, Entry, Source, Step
 
-REFERENCES = ("base_bdev", "bdev_name")
+REFERENCES = ("base_bdev", "bdev_name", "dev_name")
 """Parameters that name a bdev which has to be there."""
 
 

@@ -21,6 +21,7 @@ from ubi_rpc.engine import Engine
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.frontends.vhost_blk import VhostBlkFrontend
 from ubi_rpc.log_control import FLAGS, LogControl
 from ubi_rpc.methods import METHODS
 from ubi_rpc.methods.config import option_entries
@@ -103,11 +104,13 @@ class Daemon:
         keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options))
         lifecycle = Lifecycle(engine, Registry(), Events(), files, keeper)
         nbd = NbdFrontend(engine, settings.socket_dir)
+        vhost_blk = VhostBlkFrontend(engine, settings.socket_dir, settings.cpus)
 
         async def applied() -> None:
             if keeper is not None:
                 await keeper.begin(loaded)
             await nbd.open_sockets()
+            await vhost_blk.open_sockets()
 
         startup = Startup(
             lambda name, params: _call(dispatcher, name, params),
@@ -118,6 +121,7 @@ class Daemon:
         services = Services(
             lifecycle=lifecycle,
             nbd=nbd,
+            vhost_blk=vhost_blk,
             startup=startup,
             method_names=lambda current: dispatcher.method_names(current=current),
             kill=lambda number: os.kill(os.getpid(), number),
@@ -145,6 +149,7 @@ class Daemon:
         parts.push_async_callback(lifecycle.stop)
         parts.push_async_callback(server.quiesce)
         nbd.hold_sockets()
+        vhost_blk.hold_sockets()
         await startup.run_startup_pass()
         if not settings.wait_for_rpc:
             await startup.start_init()

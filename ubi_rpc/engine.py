@@ -19,7 +19,7 @@ from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, IoEngine
 
 if TYPE_CHECKING:
     from ubi_rpc import _native
-    from ubi_rpc._native import NbdExportInfo, UbiStatus
+    from ubi_rpc._native import NbdExportInfo, UbiStatus, VhostSessionInfo
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -187,6 +187,37 @@ class NbdListener:
         await self._engine.call(self._native.close)
 
 
+class VhostController:
+    """A vhost-user-blk controller of the engine. Made by `Engine`."""
+
+    __slots__ = ("_engine", "_native", "path")
+
+    def __init__(self, engine: Engine, native: _native.VhostController) -> None:
+        self._engine = engine
+        self._native = native
+        self.path = native.path
+
+    async def open(self) -> None:
+        """Let machines in; before, none is answered. Idempotent."""
+        await self._engine.call(self._native.open)
+
+    def set_coalescing(self, delay_base_us: int, iops_threshold: int) -> None:
+        """Hold notifications back from now on, 0 microseconds for never."""
+        self._native.set_coalescing(delay_base_us=delay_base_us, iops_threshold=iops_threshold)
+
+    async def sessions(self) -> list[VhostSessionInfo]:
+        """Return the machines that are connected."""
+        return await self._engine.call(self._native.sessions)
+
+    async def notify_config_change(self) -> None:
+        """Tell the machines that the bdev has another size."""
+        await self._engine.call(self._native.notify_config_change)
+
+    async def close(self) -> None:
+        """Stop listening, finish what is in flight, part with the machines, remove the socket. Idempotent."""
+        await self._engine.call(self._native.close)
+
+
 class Engine:
     """The data plane: nothing before `start`, nothing after `shutdown`."""
 
@@ -315,6 +346,13 @@ class Engine:
             self._running.listen_nbd_tcp, host=host, port=port, tls=None if tls is None else asdict(tls)
         )
         return NbdListener(self, native)
+
+    async def create_vhost_blk(
+        self, bdev: Bdev, *, name: str, path: str, readonly: bool, cpus: tuple[int, ...]
+    ) -> VhostController:
+        """Prepare a vhost-user-blk socket; `VhostController.open` lets machines in. Errors as `_native`."""
+        create = functools.partial(self._running.create_vhost_blk, bdev=bdev.native, readonly=readonly, cpus=list(cpus))
+        return VhostController(self, await self.call(create, name=name, path=path))
 
     async def shutdown(self) -> None:
         """Stop the reactors and the threads. All listeners and bdevs must be closed. Idempotent."""

@@ -84,6 +84,11 @@ bdev_get_bdevs -b n -t 100
 bdev_get_iostat
 bdev_get_iostat -c {one}
 bdev_reset_iostat -b n -m all
+virtio_blk_get_transports
+vhost_create_blk_controller vh n
+vhost_get_controllers
+vhost_controller_set_coalescing vh 0 1000
+vhost_delete_controller vh
 save_config
 save_subsystem_config -n bdev
 bdev_malloc_delete m

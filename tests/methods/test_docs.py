@@ -39,9 +39,13 @@ def _examples() -> Iterator[tuple[str, Any, Any]]:
             yield name, json.loads(params), json.loads(result)
 
 
-LATE = {"bdev_get_bdevs": 1, "nbd_delete_export": 2, "bdev_ubi_delete": 3, "bdev_aio_rescan": 2} | {
-    f"bdev_{kind}_delete": 4 for kind in ("aio", "malloc", "null")
-}
+LATE = {
+    "bdev_get_bdevs": 1,
+    "nbd_delete_export": 2,
+    "vhost_delete_controller": 2,
+    "bdev_ubi_delete": 3,
+    "bdev_aio_rescan": 2,
+} | {f"bdev_{kind}_delete": 4 for kind in ("aio", "malloc", "null")}
 EXAMPLES = sorted(_examples(), key=lambda example: LATE.get(example[0], 0))
 """In the order of the document, but what needs others' work, or undoes it, comes later."""
 

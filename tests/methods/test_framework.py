@@ -50,6 +50,8 @@ RUNTIME = [
     "nbd_create_export",
     "nbd_delete_export",
     "nbd_get_exports",
+    *("vhost_create_blk_controller", "vhost_delete_controller", "vhost_get_controllers"),
+    *("vhost_controller_set_coalescing", "virtio_blk_get_transports"),
 ]
 
 

@@ -63,6 +63,18 @@ OBJECTS = st.one_of(
     ),
     _call("nbd_create_export", {"bdev_name": NAMES, "address": st.just("127.0.0.1:0")}, readonly=st.booleans()),
     _call("nbd_delete_export", {"export_name": NAMES}),
+    _call(
+        "vhost_create_blk_controller",
+        {"ctrlr": NAMES, "dev_name": NAMES},
+        readonly=st.booleans(),
+        cpumask=st.sampled_from(["0x1", "[0]", "1"]),
+        packed_ring=st.just(False),
+    ),
+    _call(
+        "vhost_controller_set_coalescing",
+        {"ctrlr": NAMES, "delay_base_us": st.integers(0, 9), "iops_threshold": st.integers(0, 9)},
+    ),
+    _call("vhost_delete_controller", {"ctrlr": NAMES}),
     *(_call(f"bdev_{kind}_delete", {"name": NAMES}) for kind in ("aio", "malloc", "null", "ubi")),
     _call("framework_set_scheduler", {"name": st.sampled_from(["static", "dynamic"])}, period=st.integers(0, 99)),
     _call("bdev_nvme_set_options", {}, bdev_retry_count=st.integers(-1, 3), io_path_stat=st.booleans()),

@@ -194,6 +194,8 @@ class Daemon:
         """Take down every export and every bdev, those that stand on others first."""
         for export in self.call("nbd_get_exports"):
             self.call("nbd_delete_export", export_name=export["export_name"])
+        for controller in self.call("vhost_get_controllers"):
+            self.call("vhost_delete_controller", ctrlr=controller["ctrlr"])
         kinds = {"AIO disk": "aio", "Malloc disk": "malloc", "Null disk": "null", "Ubi disk": "ubi"}
         for bdev in reversed(self.bdevs()):
             self.call(f"bdev_{kinds[bdev['product_name']]}_delete", name=bdev["name"])

@@ -10,6 +10,9 @@ from ubi_rpc.engine import Bdev, BdevInfo, TlsOptions
 ANY_PORT = ":0"
 """How the address of a listener ends that takes a free port; no two exports share it before it is open."""
 
+SavedCall = dict[str, object]
+"""A call of a saved configuration: {"method", "params"}."""
+
 P_contra = TypeVar("P_contra", contravariant=True)
 
 
@@ -54,6 +57,9 @@ class Export(Protocol):
     async def connections(self) -> int:
         """Return how many clients are connected."""
 
+    async def resized(self) -> None:
+        """Take note that the bdev has grown; whoever can tell its clients does."""
+
     async def close(self) -> None:
         """Refuse new clients, finish what is in flight, drop the connections."""
 
@@ -62,9 +68,14 @@ class Frontend(Protocol[P_contra]):
     """One protocol by which bdevs are offered. `P_contra` is the params model of its create method."""
 
     name: str
+    subsystem: str
+    """Where its exports are in a configuration."""
 
     def plan(self, params: P_contra, bdev_name: str, info: BdevInfo) -> ExportPlan:
         """Decide what to offer, without I/O; raise the `UbiError` for parameters that cannot be served."""
 
-    async def open(self, plan: ExportPlan, bdev: Bdev) -> Export:
+    async def open(self, plan: ExportPlan, params: P_contra, bdev: Bdev) -> Export:
         """Act. After a failure nothing is left."""
+
+    def saved(self, plan: ExportPlan, params: P_contra, bdev_name: str, opened: Export | None) -> list[SavedCall]:
+        """Return the calls that make an export again as it is now."""

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from ubi_rpc.engine import Bdev, BdevInfo, Engine, NbdListener, TlsOptions
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.frontends.export import ANY_PORT, Export, ExportPlan, Frontend
+from ubi_rpc.frontends.export import ANY_PORT, Export, ExportPlan, Frontend, SavedCall
 from ubi_rpc.frontends.nbd_tls import TlsMode, keeps_strangers_out, plan_tls, tls_mode
 from ubi_rpc.params import Params, Text, UInt32
 
@@ -85,6 +85,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
     """
 
     name = "nbd"
+    subsystem = "nbd"
 
     def __init__(self, engine: Engine, socket_dir: Path) -> None:
         self._engine = engine
@@ -137,7 +138,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
         return path
 
     @override
-    async def open(self, plan: ExportPlan, bdev: Bdev) -> Export:
+    async def open(self, plan: ExportPlan, params: NbdExportParams, bdev: Bdev) -> Export:
         """Make the listener if this is its first export, add the export, then let clients in."""
         async with AsyncExitStack() as undo:
             key, listener = await self._acquire(plan.listener, plan.tls)
@@ -158,6 +159,14 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 self._held.append(listener)
             undo.pop_all()
         return NbdExport(self, key, listener, plan)
+
+    @override
+    def saved(
+        self, plan: ExportPlan, params: NbdExportParams, bdev_name: str, opened: Export | None
+    ) -> list[SavedCall]:
+        given = params.model_dump(exclude_none=True)
+        names = {"bdev_name": bdev_name, "export_name": plan.name}
+        return [{"method": "nbd_create_export", "params": {**given, **names}}]
 
     async def close_export(self, key: str, listener: NbdListener, name: str) -> None:
         """Take an export away, and its listener when it was the last."""
@@ -223,6 +232,10 @@ class NbdExport(Export):
         self._native = listener
         self._name = plan.name
         self.uri = nbd_uri(key, plan.name, is_encrypted=tls_mode(plan.tls) == "require")
+
+    @override
+    async def resized(self) -> None:
+        """Clients that connect from now on see the size; NBD cannot tell the others."""
 
     @override
     async def connections(self) -> int:

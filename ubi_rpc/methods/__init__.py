@@ -1,6 +1,6 @@
 """The JSON-RPC methods, one file a namespace. This is the list that is served, in rpc_get_methods' order."""
 
-from ubi_rpc.methods import bdev, config, framework, iostat, log, nbd, notify, options, rpc, threads, ubi
+from ubi_rpc.methods import bdev, config, framework, iostat, log, nbd, notify, options, rpc, threads, ubi, vhost
 
 METHODS = (
     *framework.METHODS,
@@ -14,4 +14,5 @@ METHODS = (
     *iostat.METHODS,
     *ubi.METHODS,
     *nbd.METHODS,
+    *vhost.METHODS,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ubi_rpc.frontends.nbd import NbdFrontend
+from ubi_rpc.frontends.vhost_blk import VhostBlkFrontend
 from ubi_rpc.log_control import LogControl
 from ubi_rpc.storage.lifecycle import Lifecycle
 from ubi_rpc.storage.options import Options
@@ -33,6 +34,7 @@ class Services:
     Args:
         lifecycle: creates and deletes objects; its registry answers questions.
         nbd: the NBD frontend.
+        vhost_blk: the vhost-user-blk frontend.
         startup: the daemon's start.
         method_names: names of the methods; `current=True`: those that may be called now.
         kill: sends a signal to this process.
@@ -44,6 +46,7 @@ class Services:
 
     lifecycle: Lifecycle
     nbd: NbdFrontend
+    vhost_blk: VhostBlkFrontend
     startup: Startup
     method_names: Callable[[bool], list[str]]
     kill: Callable[[int], None]

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from ubi_rpc.suggest import did_you_mean
 
-SUBSYSTEMS = frozenset({"bdev", "nbd"})
+SUBSYSTEMS = frozenset({"bdev", "nbd", "vhost_blk"})
 """Subsystems whose methods are all here: an unknown method in one of them is a fault of the file."""
 
 EXIT_BAD_CONFIG = 234

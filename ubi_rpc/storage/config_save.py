@@ -23,6 +23,7 @@ SUBSYSTEMS: Final[dict[str, tuple[str, ...]]] = {
     "accel": ("iobuf",),
     "bdev": ("accel", "sock", "iobuf"),
     "nbd": ("bdev",),
+    "vhost_blk": ("bdev",),
 }
 """Subsystems in the order in which they come up, each with those that it needs."""
 
@@ -38,8 +39,9 @@ def subsystem_config(
     if name == "bdev":
         entries += [saved_bdev(entry) for entry in bdevs]
         entries.append({"method": "bdev_wait_for_examine"})
-    if name == "nbd":
-        entries += [saved_export(export) for export in exports if export.frontend.name == name]
+    for export in exports:
+        if export.frontend.subsystem == name:
+            entries += saved_export(export)
     return entries
 
 
@@ -56,10 +58,6 @@ def saved_bdev(entry: BdevEntry) -> Entry:
     return {"method": f"bdev_{entry.kind.name}_create", "params": params}
 
 
-def saved_export(export: ExportEntry) -> Entry:
-    """Return the call that makes an export again."""
-    params = export.params.model_dump(exclude_none=True)
-    return {
-        "method": f"{export.frontend.name}_create_export",
-        "params": {**params, "bdev_name": export.entry.name, "export_name": export.plan.name},
-    }
+def saved_export(export: ExportEntry) -> list[Entry]:
+    """Return the calls that make an export again."""
+    return export.frontend.saved(export.plan, export.params, export.entry.name, export.handle)

@@ -84,7 +84,7 @@ class ExportEntry:
 
     def is_made_by(self, entry: BdevEntry, params: Params) -> bool:
         """Say whether a create with these parameters would make this very export, of a bdev called in either way."""
-        names = {"bdev_name", "export_name"}
+        names = {"bdev_name", "export_name", "dev_name", "ctrlr"}
         return self.entry is entry and self.params.model_dump(exclude=names) == params.model_dump(exclude=names)
 
     @property

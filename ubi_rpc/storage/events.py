@@ -14,7 +14,15 @@ from dataclasses import dataclass
 HISTORY = 1024
 """Events kept. Source: SPDK lib/notify/notify.c, SPDK_NOTIFY_MAX_EVENTS."""
 
-TYPES = ("bdev_register", "bdev_unregister", "bdev_resize", "nbd_export", "nbd_unexport")
+TYPES = (
+    "bdev_register",
+    "bdev_unregister",
+    "bdev_resize",
+    "nbd_export",
+    "nbd_unexport",
+    "vhost_blk_export",
+    "vhost_blk_unexport",
+)
 """Every type there is; the first three are SPDK's."""
 
 _log = logging.getLogger(__name__)

@@ -160,6 +160,9 @@ class Lifecycle:
         await entry.bdev.resize(wanted)
         has = entry.bdev.info.num_blocks
         if has != had:
+            for export in entry.exports:
+                if export.state is ObjectState.ONLINE:
+                    await export.opened.resized()
             if wanted is not None:
                 entry.params = entry.params.model_copy(update={"num_blocks": has})
                 await self._keep()
@@ -188,7 +191,7 @@ class Lifecycle:
         self.registry.reserve_export(export)
         async with AsyncExitStack() as undo:
             undo.callback(self.registry.release_export, export)
-            export.handle = await frontend.open(export.plan, entry.bdev)
+            export.handle = await frontend.open(export.plan, params, entry.bdev)
             undo.push_async_callback(_undo, export.handle.close)
             await self._keep(added=[export])
             undo.pop_all()
@@ -208,6 +211,22 @@ class Lifecycle:
             export = self.registry.find_export(frontend, name)
             await self._keep(removed=[export])
             await self._close_export(export)
+
+        await self._turns.run(lambda: {(frontend.name, name)}, act)
+
+    async def change_export(
+        self, frontend: Frontend[Any], name: str, change: Callable[[ExportEntry], Awaitable[None]]
+    ) -> None:
+        """Change how an export behaves.
+
+        Raises:
+            UbiError: not_found; as `change`; as `ConfigKeeper.change`: it has changed, and the file does not
+                say so yet.
+        """
+
+        async def act() -> None:
+            await change(self.registry.find_export(frontend, name))
+            await self._keep()
 
         await self._turns.run(lambda: {(frontend.name, name)}, act)
 
