@@ -217,6 +217,9 @@ SCHEDULER = (
     Command("framework_enable_cpumask_locks", "Enable CPU core lock files", show_nothing),
     Command("framework_get_reactors", "Display list of all reactors", show_json),
     Command("thread_get_stats", "Display current statistics of all the threads", show_json),
+    Command("thread_get_pollers", "Display current pollers of all the threads", show_json),
+    Command("thread_get_io_channels", "Display current IO channels of all the threads", show_json),
+    Command("framework_get_pci_devices", "Display the PCI devices that the application drives", show_json),
 )
 
 LEVEL = (arg("level", choices=LEVELS, help="Log level"),)

@@ -68,6 +68,9 @@ framework_monitor_context_switch {monitor}
 framework_disable_cpumask_locks
 framework_enable_cpumask_locks
 thread_get_stats
+thread_get_pollers
+thread_get_io_channels
+framework_get_pci_devices
 iobuf_get_stats
 notify_get_types
 notify_get_notifications -i 0 -n 5

@@ -41,6 +41,7 @@ RUNTIME = [
     "spdk_kill_instance",
     *("framework_get_subsystems", "framework_get_config", "framework_get_reactors", "framework_get_governor"),
     *("framework_monitor_context_switch", "thread_get_stats", "iobuf_get_stats"),
+    *("thread_get_pollers", "thread_get_io_channels", "framework_get_pci_devices"),
     *("log_enable_timestamps", "notify_get_types", "notify_get_notifications"),
     *("bdev_get_bdevs", "bdev_wait_for_examine", "bdev_examine", "bdev_get_iostat", "bdev_reset_iostat"),
     *("bdev_aio_rescan", "bdev_null_resize"),

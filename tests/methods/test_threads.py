@@ -70,6 +70,18 @@ async def test_wrong_params_get_spdks_answer(domain: Domain) -> None:
         "`framework_get_reactors` requires no arguments",
     )
     assert await domain.error("thread_get_stats", x=1) == (-32602, "'thread_get_stats' requires no arguments")
+    assert await domain.error("thread_get_pollers", x=1) == (-32602, "'thread_get_pollers' requires no arguments")
+
+
+async def test_reactors_have_neither_pollers_nor_channels(domain: Domain, reactors: list[int]) -> None:
+    pollers = await domain.call("thread_get_pollers")
+    none: dict[str, object] = {"active_pollers": [], "timed_pollers": [], "paused_pollers": []}
+    names = [f"reactor_{index}" for index in range(len(reactors))]
+    assert pollers["threads"] == [{"name": name, "id": index, **none} for index, name in enumerate(names, start=1)]
+    channels = await domain.call("thread_get_io_channels")
+    assert channels["threads"] == [{"name": name, "io_channels": []} for name in names]
+    assert pollers["tick_rate"] == channels["tick_rate"] == 1_000_000_000
+    assert await domain.call("framework_get_pci_devices") == []
 
 
 def test_cpus_have_their_times() -> None:

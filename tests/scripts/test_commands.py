@@ -33,6 +33,9 @@ framework_disable_cpumask_locks
 framework_enable_cpumask_locks
 framework_get_reactors
 thread_get_stats
+thread_get_pollers
+thread_get_io_channels
+framework_get_pci_devices
 log_set_flag all
 log_clear_flag rpc
 log_get_flags

@@ -1,7 +1,7 @@
 """Methods for the reactors: where they run and how busy they are, as the kernel counts it.
 
 A reactor here is one thread, so each has one SPDK thread on it, and it sleeps in the kernel when there is nothing to do
-(`in_interrupt`). Ticks are nanoseconds.
+(`in_interrupt`). Ticks are nanoseconds. It has neither pollers nor I/O channels, and no device belongs to it.
 
 Source: SPDK lib/event/app_rpc.c, rpc_framework_get_reactors, rpc_thread_get_stats.
 """
@@ -74,6 +74,25 @@ async def thread_get_stats(_services: Services, _params: NoParams) -> dict[str, 
     return {"tick_rate": TICK_RATE, "threads": threads}
 
 
+async def thread_get_pollers(_services: Services, _params: NoParams) -> dict[str, object]:
+    """Return the reactors' threads with their pollers, of which there are none: they sleep until there is work."""
+    found = await asyncio.to_thread(thread_usage.reactors)
+    none: dict[str, object] = {"active_pollers": [], "timed_pollers": [], "paused_pollers": []}
+    threads = [{"name": thread.name, "id": index, **none} for index, thread in enumerate(found, start=1)]
+    return {"tick_rate": TICK_RATE, "threads": threads}
+
+
+async def thread_get_io_channels(_services: Services, _params: NoParams) -> dict[str, object]:
+    """Return the reactors' threads with their I/O channels, of which there are none: a request needs no channel."""
+    found = await asyncio.to_thread(thread_usage.reactors)
+    return {"tick_rate": TICK_RATE, "threads": [{"name": thread.name, "io_channels": []} for thread in found]}
+
+
+async def framework_get_pci_devices(_services: Services, _params: NoParams) -> list[object]:
+    """Return the PCI devices that the daemon drives itself: none, the kernel does."""
+    return []
+
+
 METHODS = (
     Method(
         name="framework_get_reactors",
@@ -86,5 +105,23 @@ METHODS = (
         params=NoParams,
         handler=thread_get_stats,
         decode_error=(-32602, "'thread_get_stats' requires no arguments"),
+    ),
+    Method(
+        name="thread_get_pollers",
+        params=NoParams,
+        handler=thread_get_pollers,
+        decode_error=(-32602, "'thread_get_pollers' requires no arguments"),
+    ),
+    Method(
+        name="thread_get_io_channels",
+        params=NoParams,
+        handler=thread_get_io_channels,
+        decode_error=(-32602, "'thread_get_io_channels' requires no arguments"),
+    ),
+    Method(
+        name="framework_get_pci_devices",
+        params=NoParams,
+        handler=framework_get_pci_devices,
+        decode_error=(-32602, "framework_get_pci_devices requires no parameters"),
     ),
 )
