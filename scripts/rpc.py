@@ -373,6 +373,12 @@ OPTIONS = (
         ),
     ),
     Command(
+        "bdev_iscsi_set_options",
+        "Set options for the bdev iscsi type (kept, without effect here)",
+        show_nothing,
+        (number("-t", "--timeout-sec", help="Timeout for command, in seconds; 0 for none"),),
+    ),
+    Command(
         "bdev_nvme_set_options",
         "Set options for the bdev nvme type (kept, without effect here)",
         show_nothing,

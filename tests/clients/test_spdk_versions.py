@@ -43,6 +43,7 @@ bdev_set_options -p 65535 -c 256
 bdev_set_options {no_examine}
 bdev_nvme_set_options -t 0 -r 3
 bdev_raid_set_options -w 1024
+bdev_iscsi_set_options -t 30
 sock_set_default_impl -i posix
 sock_get_default_impl
 sock_impl_set_options -i posix -r 2097152

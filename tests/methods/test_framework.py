@@ -32,7 +32,7 @@ ALWAYS = [
     *(f"framework_{verb}_cpumask_locks" for verb in ("enable", "disable")),
     *(f"log_{verb}_{what}level" for verb in ("get", "set") for what in ("", "print_")),
     *("log_get_flags", "log_set_flag", "log_clear_flag"),
-    *("bdev_raid_set_options", "bdev_nvme_set_options"),
+    *("bdev_raid_set_options", "bdev_iscsi_set_options", "bdev_nvme_set_options"),
     *("sock_get_default_impl", "sock_impl_get_options"),
     "ubi_rpc_set_options",
     "ubi_rpc_get_last_error",

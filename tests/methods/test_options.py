@@ -33,6 +33,7 @@ NVME = {
         ("sock_impl_set_options", {"impl_name": "ssl", "tls_version": 13, "psk_key": "secret"}),
         ("bdev_nvme_set_options", NVME),
         ("bdev_raid_set_options", {"process_window_size_kb": 4}),
+        ("bdev_iscsi_set_options", {"timeout_sec": 0}),
         ("framework_set_scheduler", {"name": "dynamic", "period": 5, "unknown": [1]}),
     ],
 )

@@ -59,6 +59,7 @@ sock_impl_set_options -i ssl --no-zerocopy-send-client --zerocopy-threshold 4 --
 bdev_set_options -p 1 -c 2 --auto-examine --iobuf-small-cache-size 3 --iobuf-large-cache-size 4
 bdev_set_options --no-auto-examine
 bdev_raid_set_options -w 1 -b 2
+bdev_iscsi_set_options -t 5
 bdev_nvme_set_options
 bdev_nvme_set_options -a none -t 1 -k 2 -r -1 --policy active_active --dhchap-digests a,b -d --rdma-umr-per-io
 bdev_nvme_set_hotplug --hotplug -r 5

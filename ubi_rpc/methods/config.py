@@ -27,7 +27,7 @@ ALWAYS_SAVED: dict[str, tuple[str, type[Params]]] = {
 SAVED_ONCE_SET: dict[str, tuple[str, ...]] = {
     "scheduler": ("scheduler_set_options",),
     "sock": ("sock_set_default_impl",),
-    "bdev": ("bdev_raid_set_options", "bdev_nvme_set_options", "bdev_nvme_set_hotplug"),
+    "bdev": ("bdev_raid_set_options", "bdev_iscsi_set_options", "bdev_nvme_set_options", "bdev_nvme_set_hotplug"),
 }
 """Options of parts that are not here."""
 

@@ -81,6 +81,16 @@ class RaidOptions(Params):
     process_max_bandwidth_mb_sec: UInt32 = 0
 
 
+class IscsiOptions(Params):
+    """Parameters of bdev_iscsi_set_options.
+
+    Args:
+        timeout_sec: seconds that a command may take, 0 for ever.
+    """
+
+    timeout_sec: UInt64 = 30
+
+
 class NvmeHotplug(Params):
     """Parameters of bdev_nvme_set_hotplug.
 

@@ -188,6 +188,7 @@ METHODS = (
     _setter("accel_set_options", models.AccelOptions, decode_error=(-32700, DECODE_FAILED[1])),
     _setter("bdev_set_options", models.BdevOptions, decode_error=INVALID_PARAMETERS, check=check_bdev),
     _setter("bdev_raid_set_options", models.RaidOptions, states=ANY_STATE),
+    _setter("bdev_iscsi_set_options", models.IscsiOptions, states=ANY_STATE),
     _setter("bdev_nvme_set_options", models.NvmeOptions, states=ANY_STATE),
     _setter("bdev_nvme_set_hotplug", models.NvmeHotplug, states=State.RUNTIME),
     _setter(
