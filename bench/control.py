@@ -15,6 +15,7 @@ from bench.report import number, table
 from bench.rpc import RpcClient
 
 PIPELINE_DEPTH = 64
+WARM_UP_CALLS = 200
 CALLS: tuple[tuple[str, dict[str, object]], ...] = (
     ("spdk_get_version", {}),
     ("bdev_get_bdevs", {"name": "malloc0"}),
@@ -31,6 +32,7 @@ def run_c4(python: Path, folder: Path, calls: int) -> tuple[str, dict[str, Any]]
     with Daemon.running(python, folder) as daemon, daemon.client() as client:
         client.call("bdev_malloc_create", name="malloc0", num_blocks=2048, block_size=512)
         for method, params in CALLS:
+            sequential(client, method, params, WARM_UP_CALLS)
             latencies_ms = sequential(client, method, params, calls)
             rate = _pipelined(client, method, params, calls)
             p99 = quantiles(latencies_ms, n=100)[98]

@@ -133,9 +133,8 @@ def _rss_kib(process: Process) -> int:
 
 
 def _run_time_s(process: Process) -> float:
-    """CPU time to the nanosecond. Source: Documentation/scheduler/sched-stats.rst, schedstat of each thread."""
-    tasks = Path(f"/proc/{process.pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+    """CPU time to the nanosecond, of threads that have ended too. Source: clock_getcpuclockid(3)."""
+    return time.clock_gettime((~process.pid << 3) | 2)
 
 
 def _met(met: bool) -> str:

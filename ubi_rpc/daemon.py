@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import gc
 import logging
 import os
 import resource
@@ -153,6 +154,7 @@ class Daemon:
         await startup.run_startup_pass()
         if not settings.wait_for_rpc:
             await startup.start_init()
+        gc.freeze()  # what is there by now stays: no pause to look through it for garbage
         if settings.rpc_server:
             server.resume()
         self._announce(engine, startup, source)

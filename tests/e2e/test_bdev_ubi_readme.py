@@ -74,7 +74,7 @@ def _read_by_nbd(daemon: Daemon, size_bytes: int) -> bytes:
 
 
 def test_the_daemon_starts_with_the_readmes_command_and_configuration(unstarted_daemon: Daemon, folder: Path) -> None:
-    """`--json examples/spdk_conf.json -S /var/tmp`; the vhost controller is what is not there, and is said to be."""
+    """`--json examples/spdk_conf.json -S /var/tmp`, with another folder for the socket of the VM's disk."""
     content = _prepare(folder)
     (folder / "examples").mkdir()
     (folder / "examples/spdk_conf.json").write_text(json.dumps(CONFIG, indent=2))
@@ -83,7 +83,9 @@ def test_the_daemon_starts_with_the_readmes_command_and_configuration(unstarted_
     assert list(bdevs) == ["aio0", "ubi0"]
     assert bdevs["aio0"]["claimed"]
     assert bdevs["ubi0"]["block_size"] * bdevs["ubi0"]["num_blocks"] == (5 << 30) - (8 << 20)
-    assert "subsystem=vhost_blk is not part of this program and is skipped" in unstarted_daemon.log_text()
+    assert (folder / "vhost.0").is_socket()
+    (controller,) = unstarted_daemon.call("vhost_get_controllers")
+    assert (controller["ctrlr"], controller["backend_specific"]["block"]["bdev"]) == ("vhost.0", "ubi0")
     assert _read_by_nbd(unstarted_daemon, len(content)) == content
     assert unstarted_daemon.end() == 0
 

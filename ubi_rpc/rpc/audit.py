@@ -15,7 +15,7 @@ from ubi_rpc.rpc.session import Session
 
 _log = logging.getLogger(__name__)
 
-OBJECTS = ("name", "export_name", "bdev_name", "impl_name", "flag", "level", "sig_name")
+OBJECTS = ("name", "export_name", "ctrlr", "bdev_name", "impl_name", "flag", "level", "sig_name")
 """Parameters that name what a call is about, the first that is given."""
 
 
