@@ -77,6 +77,7 @@ missing_packages() {
     /usr/bin/python3 -c 'import nbd' >/dev/null 2>&1 || echo python3-libnbd
     have nbdkit || echo nbdkit
     have c++ || echo g++ # libFuzzer
+    have fusermount3 || echo fuse3
     have openssl || echo openssl # the tests' certificates
     have fio || echo fio
     [ "$goal" != test ] || return 0

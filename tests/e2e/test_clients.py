@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import DISK_BYTES, Volume, make_volume
+from tests.e2e.conftest import DISK_BYTES, IMAGE_BYTES, Volume, make_volume
 from tests.support.daemon import Daemon
 from tests.support.images import MIB, make_image, make_sparse
 from tests.support.programs import fails, nbdsh, run
@@ -219,3 +219,58 @@ def test_nbdinfo_map_shows_what_was_written_and_what_is_the_images(volume: Volum
         (65536, 65536, 1),
     ]
     assert [extent["type"] for extent in mapped(volume.uri, "x-ubi:fetch")[:3]] == [0, 1, 0]
+
+
+def test_nbdcopy_with_eight_connections_both_ways(volume: Volume, folder: Path) -> None:
+    run("nbdcopy", "--connections=8", "--requests=64", volume.uri, copy := folder / "copy.raw")
+    assert copy.read_bytes() == volume.content
+    data = make_image(other := folder / "other.raw", DISK_BYTES, rng("eight"), holes=True)
+    run("nbdcopy", "--connections=8", "--requests=64", "--flush", other, volume.uri)
+    run("nbdcopy", "--connections=8", volume.uri, copy)
+    assert copy.read_bytes() == data
+
+
+def test_the_difference_is_taken_by_qemu_img_rebase(volume: Volume, folder: Path) -> None:
+    run("qemu-io", "-f", "raw", "-c", "write -P 0x5a 1M 128k", "-c", "write -z 3M 64k", volume.uri)
+    difference = folder / "difference.qcow2"
+    run("qemu-img", "create", "-f", "qcow2", "-F", "raw", "-b", volume.uri, difference)
+    run("qemu-img", "rebase", "-f", "qcow2", "-F", "raw", "-b", volume.image, difference)
+    run("qemu-img", "compare", "-f", "qcow2", "-F", "raw", difference, volume.uri)
+    own = [one for one in json.loads(run("qemu-img", "map", "--output=json", difference)) if one["depth"] == 0]
+    kept = [(one["start"], one["length"]) for one in own if one["start"] < IMAGE_BYTES - MIB]
+    assert kept[0] == (1 * MIB, 128 << 10), own
+    assert sum(length for _, length in kept) <= (128 + 64) << 10, "what was changed and no more"
+
+
+def test_every_context_agrees_with_every_other_at_once(volume: Volume) -> None:
+    nbdsh(
+        volume.uri,
+        "names = ['base:allocation', 'qemu:allocation-depth', 'x-ubi:fetch']\n"
+        "h = nbd.NBD()\n"
+        "for name in names: h.add_meta_context(name)\n"
+        f"h.connect_uri({volume.uri!r})\n"
+        "h.pread(65536, 0)\n"
+        "seen = {}\n"
+        "def note(name, offset, extents, error):\n"
+        "    at = offset\n"
+        "    for length, value in zip(extents[::2], extents[1::2]):\n"
+        "        seen.setdefault(name, []).append((at, at + length, value))\n"
+        "        at += length\n"
+        "h.block_status(h.get_size(), 0, note)\n"
+        "assert sorted(seen) == sorted(names), seen\n"
+        "at = lambda name, byte: next(value for start, end, value in seen[name] if start <= byte < end)\n"
+        "for byte in range(0, h.get_size(), 65536):\n"
+        "    allocation, depth, fetch = (at(name, byte) for name in names)\n"
+        f"    assert depth == 0 or byte < {IMAGE_BYTES}, (byte, depth)\n"
+        "    assert (depth == 2) == (fetch & 1 == 0), (byte, depth, fetch)\n"
+        "    if allocation & 2: assert h.pread(512, byte) == bytes(512), byte\n",
+    )
+
+
+def test_a_read_error_of_the_image_fails_the_copy(volume: Volume, folder: Path) -> None:
+    run("qemu-io", "-f", "raw", "-c", "read 0 64k", volume.uri)
+    with volume.image.open("ab") as image:
+        image.write(b"x")  # what is missing cannot be fetched any more
+    fails("nbdcopy", volume.uri, folder / "copy.raw")
+    fails("qemu-img", "convert", "-f", "raw", "-O", "raw", volume.uri, folder / "other.raw")
+    run("qemu-io", "-f", "raw", "-c", "read 0 64k", volume.uri)

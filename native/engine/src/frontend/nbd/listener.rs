@@ -17,7 +17,7 @@ use super::export::{Export, ExportOptions, Seat, Session};
 use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing, NoEntry};
 use super::tls::{TlsOptions, TlsServer};
 use crate::error::{Error, ErrorKind, Result};
-use crate::events::Events;
+use crate::events::{Events, Level};
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
@@ -62,6 +62,7 @@ pub struct Shared {
     reactors: Arc<Reactors>,
     socket: Socket,
     tls: Option<Arc<TlsServer>>,
+    events: Option<Arc<Events>>,
     closing: AtomicBool,
     next_id: AtomicU64,
     clients: Mutex<HashMap<u64, Arc<Socket>>>,
@@ -83,13 +84,14 @@ impl NbdListener {
         options: ListenOptions,
     ) -> Result<Self> {
         refuse_occupied(path)?;
+        let events = options.events.clone();
         let tls = load_tls(options, path.display())?;
         let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
         let _ = std::fs::remove_file(&temporary);
         let socket = Socket::listen_unix(&temporary, BACKLOG).map_err(|error| listen_error(path, &error))?;
         let meta = std::fs::metadata(&temporary).map_err(|error| Error::from_io(path.display(), &error))?;
         let node = Node { path: path.to_owned(), temporary, dev: meta.dev(), ino: meta.ino() };
-        Ok(Self::new(reactors, budget, socket, tls, path.display().to_string(), Some(node)))
+        Ok(Self::new(reactors, budget, socket, (tls, events), path.display().to_string(), Some(node)))
     }
 
     /// Prepare a TCP port; port 0 takes a free one.
@@ -103,6 +105,7 @@ impl NbdListener {
         port: u16,
         options: ListenOptions,
     ) -> Result<Self> {
+        let events = options.events.clone();
         let tls = load_tls(options, format_args!("{host}:{port}"))?;
         let mut addresses = (host, port)
             .to_socket_addrs()
@@ -117,14 +120,14 @@ impl NbdListener {
                 Error::from_io(format_args!("listen on {address}"), &error)
             }
         })?;
-        Ok(Self::new(reactors, budget, socket, tls, bound.to_string(), None))
+        Ok(Self::new(reactors, budget, socket, (tls, events), bound.to_string(), None))
     }
 
     fn new(
         reactors: &Arc<Reactors>,
         budget: &Arc<Budget>,
         socket: Socket,
-        tls: Option<Arc<TlsServer>>,
+        (tls, events): (Option<Arc<TlsServer>>, Option<Arc<Events>>),
         address: String,
         node: Option<Node>,
     ) -> Self {
@@ -134,6 +137,7 @@ impl NbdListener {
             reactors: Arc::clone(reactors),
             socket,
             tls,
+            events,
             closing: AtomicBool::new(false),
             next_id: AtomicU64::new(1),
             clients: Mutex::new(HashMap::new()),
@@ -309,6 +313,13 @@ impl Shared {
 
     pub fn tls(&self) -> Option<&Arc<TlsServer>> {
         self.tls.as_ref()
+    }
+
+    /// Tell operators of a client of an export.
+    pub fn warn(&self, export: &str, message: String) {
+        if let Some(events) = &self.events {
+            events.post(Level::Warning, export, message);
+        }
     }
 
     pub fn budget(&self) -> &Arc<Budget> {

@@ -73,6 +73,7 @@ fn attempt_fill(stream: &Stream, receive: &mut Receive) -> Option<io::Result<usi
 struct Connection {
     stream: Stream,
     session: Session,
+    shared: Arc<Shared>,
     bdev: Arc<dyn Bdev>,
     account: Rc<Account>,
     output: RefCell<Output>,
@@ -110,6 +111,7 @@ impl Connection {
         Self {
             stream,
             session,
+            shared: Arc::clone(shared),
             bdev,
             account: Account::new(Arc::clone(shared.budget())),
             output: RefCell::new(Output::default()),
@@ -176,7 +178,10 @@ impl Connection {
             }
             let data = receive.data();
             let Some((parsed, header_len)) = self.parse_header(data) else { return Cut::NeedMore };
-            let Some(request) = parsed else { return Cut::End };
+            let Some(request) = parsed else {
+                self.note_out_of_step(data);
+                return Cut::End;
+            };
             let have = data.len() - header_len;
             let checked = self.check(&request);
             if request.payload_len > u64::from(MAX_PAYLOAD) {
@@ -212,6 +217,15 @@ impl Connection {
                 }
             }
         }
+    }
+
+    /// The client, or its kernel, has sent more or less than it said: nothing of what follows can be trusted, and only
+    /// this connection can be in this state. Linux clients were seen to do so after interrupted sends.
+    fn note_out_of_step(&self, data: &[u8]) {
+        let start: String = data.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let message =
+            format!("a client's requests are out of step (no request starts with {start}): its connection ends");
+        self.shared.warn(&self.export().name, message);
     }
 
     /// The next request and the length of its header, None while that is not complete; Some(None) is no request.
