@@ -6,7 +6,7 @@ ONCE ?=
 SECONDS ?= $(or $(UBI_SOAK_SECONDS),600)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-rust test-python test-e2e soak lint contract format build dev bench lock clean
+.PHONY: help demo test test-rust test-python test-e2e test-guest soak lint contract format build dev bench lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test-python: ## the control plane's tests (ARGS="-k name" goes to pytest)
 test-e2e: ## the daemon with real clients, on io_uring and on threads (ARGS="-k name" goes to pytest)
 	@$(SETUP) test
 	@$(ENV) exec sh scripts/test.sh e2e $(ARGS)
+
+test-guest: ## machines in software emulation on vhost-user-blk disks, the daemon killed under them
+	@$(SETUP) test
+	@$(ENV) exec sh scripts/test.sh guest $(ARGS)
 
 soak: ## kills, power cuts and random requests for as long as asked (SECONDS=3600)
 	@$(SETUP) test

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fuzz what strangers send, guided by coverage: the NBD handshake, then its transmission phase.
+# Fuzz what strangers send, guided by coverage: the NBD handshake, its transmission phase, then vhost-user.
 #
 #   scripts/fuzz.sh SECONDS         each target for so long, beginning with its kept corpus
 #   scripts/fuzz.sh keep            then: add to the kept corpora what reached new code, as few inputs as do
@@ -23,7 +23,7 @@ export RUSTFLAGS
 cargo build --quiet --manifest-path native/fuzz/Cargo.toml --locked --release --target "$triple" \
     --target-dir "$folder/target"
 
-for target in handshake transmission; do
+for target in handshake transmission vhost; do
     program=$folder/target/$triple/release/$target
     found=$folder/$target kept=native/fuzz/corpus/$target
     mkdir -p "$found"

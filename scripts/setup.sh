@@ -246,6 +246,50 @@ setup_venv() {
     echo "$want" >"$state/venv"
 }
 
+# --- a guest, for the tests that boot a machine: left out, with those tests, where it cannot be had ---------------------
+
+guest=build/guest
+guest_ready() {
+    have qemu-system-x86_64 && have busybox && [ -n "$(ls "$guest"/kernel/boot/vmlinuz-* 2>/dev/null)" ]
+}
+
+# QEMU's parts are of one version: where qemu-utils came from the backports, so must the machine.
+install_qemu() {
+    apt_install apt-guest qemu-system-x86 busybox-static && return
+    # shellcheck disable=SC2016
+    mirror=$(apt-get indextargets --format '$(CODENAME) $(SITE)' 'Created-By: Packages' 2>/dev/null |
+        sed -n 's/^bookworm \(.*\)/\1/p' | head -n 1)
+    [ -n "$mirror" ] || return 1
+    sources=$root/$state/sources-guest.list
+    { cat /etc/apt/sources.list 2>/dev/null || true; } >"$sources"
+    echo "deb $mirror bookworm-backports main" >>"$sources"
+    apt_options="-o Dir::Etc::SourceList=$sources"
+    apt_update
+    apt_options="$apt_options -t bookworm-backports"
+    apt_install apt-guest qemu-system-x86 busybox-static
+}
+
+# The kernel's package is unpacked, not installed: the machine that runs the tests keeps its own.
+fetch_guest_kernel() {
+    package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    [ -n "$package" ] || return 1
+    mkdir -p "$guest/download"
+    (cd "$guest/download" && apt-get -o APT::Sandbox::User=root download "$package") || return 1
+    rm -rf "$guest/kernel.new" "$guest/kernel"
+    dpkg-deb -x "$guest"/download/"$package"*.deb "$guest/kernel.new" && mv "$guest/kernel.new" "$guest/kernel"
+}
+
+setup_guest() {
+    [ "$goal" = test ] && ! guest_ready && as_root_on_debian || return 0
+    echo "           a guest for the tests that boot a machine: qemu-system-x86, a Debian kernel"
+    mkdir -p "$guest"
+    apt_update
+    { { have qemu-system-x86_64 && have busybox; } || install_qemu; } &&
+        run_logged guest-kernel fetch_guest_kernel ||
+        echo "           no guest here (logs in $logs): the tests that boot one are left out"
+    apt_options=
+}
+
 # --- native module ---------------------------------------------------------------------------------------------------
 
 # Everything that the installed package is made from: the Rust sources, the metadata and the toolchain.
@@ -270,6 +314,7 @@ setup_native() {
 }
 
 setup_packages
+setup_guest
 setup_rust
 setup_venv
 setup_native

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run checks and tests one after the other, go on after a failure, and end with one line for each and a verdict.
 #
-#   scripts/test.sh all|lint|rust|python|e2e|soak [pytest arguments]
+#   scripts/test.sh all|lint|rust|python|e2e|guest|soak [pytest arguments]
 #
 # Needs the PATH of build/setup/env. CI=true is the strict mode: the tiers that CI has no parts for are deselected
 # by their marker, and anything that is skipped all the same fails the run.
@@ -19,8 +19,13 @@ what=${1:-all}
 [ $# -eq 0 ] || shift
 
 # Markers of pyproject.toml whose parts a plain CI machine does not have; FUSE it has, unless a container hides it.
-ci_deselect="not needs_block_device and not needs_cgroup_blkio and not needs_kernel_nbd and not needs_guest"
+ci_deselect="not needs_block_device and not needs_cgroup_blkio and not needs_kernel_nbd"
 if ! (: <>/dev/fuse) 2>/dev/null || [ "$(id -u)" -ne 0 ]; then ci_deselect="$ci_deselect and not needs_fuse"; fi
+
+# What scripts/setup.sh could get for a guest decides whether machines are booted.
+guest_ready() {
+    command -v qemu-system-x86_64 >/dev/null && [ -n "$(ls build/guest/kernel/boot/vmlinuz-* 2>/dev/null)" ]
+}
 
 # Does this kernel let us set up a ring? Containers often forbid it. Asked of the kernel, not of our engine: where
 # rings work, an engine that does not start is a failure, not a reason to leave its tests out.
@@ -123,9 +128,20 @@ python_tests() {
 e2e() {
     for engine in $UBI_TEST_IO_ENGINES; do
         export UBI_IO_ENGINE="$engine"
-        tests "e2e $engine" tests/e2e tests/crash "$@"
+        tests "e2e $engine" --ignore=tests/e2e/test_guest.py tests/e2e tests/crash "$@"
         unset UBI_IO_ENGINE
     done
+}
+
+# Machines in software emulation: once, since the other engine's requests are the same.
+guest() {
+    if ! guest_ready; then
+        printf '%-18s %-6s        %s\n' "guest tests" "not run" "no qemu-system-x86_64, or no kernel in build/guest" >>"$summary"
+        return
+    fi
+    export UBI_IO_ENGINE="${UBI_TEST_IO_ENGINES%% *}"
+    tests "guest tests" tests/e2e/test_guest.py "$@"
+    unset UBI_IO_ENGINE
 }
 
 # Three fifths for kills of the daemon, one for simulated cuts, one for random requests, half of it to the NBD server.
@@ -155,11 +171,13 @@ all)
     rust
     python_tests
     e2e
+    guest
     ;;
 lint) lint ;;
 rust) rust ;;
 python) python_tests "$@" ;;
 e2e) e2e "$@" ;;
+guest) guest "$@" ;;
 soak) soak "$@" ;;
 *) echo "usage: scripts/test.sh all|lint|rust|python|e2e|soak [pytest arguments]" >&2 && exit 2 ;;
 esac

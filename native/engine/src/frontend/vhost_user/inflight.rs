@@ -95,6 +95,11 @@ impl InflightRegion {
         queue_bytes(self.queue_size) * usize::from(self.num_queues)
     }
 
+    /// Put bytes into the region as whoever has its descriptor may, as many as fit.
+    pub fn fill(&self, bytes: &[u8]) {
+        self.mapping.write(0, &bytes[..bytes.len().min(self.mapping.len())]);
+    }
+
     /// The cache mode that the guest had chosen; None when nobody has written any.
     pub fn writeback(&self) -> Option<bool> {
         let at = self.trailer();
