@@ -65,6 +65,7 @@ const WRONG: [(u16, u16, u64, u64, u32); 46] = [
 fn wrong_requests_of_every_dialect_get_their_error_and_the_connection_lives() {
     on_every_engine(|server| {
         server.export("m", server.malloc(512));
+        let mut cases = 0;
         for dialect in [Dialect::Simple, Dialect::Structured, Dialect::Extended] {
             let mut client = server.connect("m", &Wish::new(dialect));
             for (number, (command, flags, offset, length, error)) in WRONG.into_iter().enumerate() {
@@ -74,9 +75,11 @@ fn wrong_requests_of_every_dialect_get_their_error_and_the_connection_lives() {
                 let replied = client.call(command, flags, offset, length, &payload);
                 assert_eq!(replied.error, error, "{dialect:?}, case {number}");
                 assert!(replied.data.is_empty() && replied.holes.is_empty() && replied.status.is_empty());
+                cases += 1;
             }
             assert_eq!(client.read(0, SIZE), vec![0; SIZE as usize], "nothing of that was written");
         }
+        assert!(cases > 100, "{cases} cases");
         let mut simple = server.connect("m", &Wish::new(Dialect::Simple));
         assert_eq!(simple.call(READ, DF, 0, 512, &[]).error, EINVAL, "DF needs structured replies");
     });
