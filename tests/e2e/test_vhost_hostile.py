@@ -27,6 +27,7 @@ from tests.support.vhost_client import (
     RefusedError,
     VhostClient,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -309,6 +310,17 @@ def test_a_broken_ring_stops_alone_and_can_be_set_up_again(living: Path, name: s
         queue.next_available = queue.seen = 0
         client.restart_queue(queue, 0)
         assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
+
+
+def test_a_call_descriptor_that_blocks_and_is_full_holds_nobody_up(living: Path) -> None:
+    client, queue = VhostClient.ready(living)
+    with client:
+        assert os.eventfd_read(queue.call) > 0, "the device has called when it got the descriptor"
+        os.eventfd_write(queue.call, U64 - 1)
+        vhost.clear_nonblocking([queue.call, queue.kick, queue.err])
+        queue.request(vhost.IN, 0, read_bytes=512)
+        until(lambda: queue.used_idx == 1, "the request completes")
+        assert client.stop_queue(queue) == 1
 
 
 STATES = {

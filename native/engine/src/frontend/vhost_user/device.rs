@@ -72,13 +72,13 @@ impl Bells {
 
     pub fn call(&self) {
         if let Some(event) = &*self.call.lock().unwrap_or_else(PoisonError::into_inner) {
-            event.signal();
+            event.signal_if_room();
         }
     }
 
     pub fn error(&self) {
         if let Some(event) = &*self.error.lock().unwrap_or_else(PoisonError::into_inner) {
-            event.signal();
+            event.signal_if_room();
         }
     }
 }
