@@ -186,7 +186,7 @@ EXPORT_CASES: dict[str, tuple[dict[str, Any], int, str]] = {
     "missing bdev": ({"bdev_name": "absent"}, ENODEV, "absent"),
     "duplicate export": ({"bdev_name": "base0", "export_name": "ubi0"}, EEXIST, "ubi0"),
     "two ways to listen": ({"bdev_name": "base0", "socket": "a.sock", "address": "127.0.0.1:0"}, EINVAL, "not both"),
-    "reachable without encryption": ({"bdev_name": "base0", "address": "0.0.0.0:0"}, EPERM, "not encrypted"),
+    "reachable without encryption": ({"bdev_name": "base0", "address": "0.0.0.0:0"}, EPERM, "by anybody"),
     "no port": ({"bdev_name": "base0", "address": "127.0.0.1"}, EINVAL, "HOST:PORT"),
     "socket path too long": ({"bdev_name": "base0", "socket": "/tmp/" + "s" * 120}, EINVAL, "longer"),
     "socket in no folder": ({"bdev_name": "base0", "socket": "/nowhere/nbd.sock"}, -2, "/nowhere/nbd.sock"),
