@@ -15,6 +15,7 @@ import types
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -243,7 +244,7 @@ class VhostController:
 def _info(block_size: int, num_blocks: int, **changes: object) -> dict[str, object]:
     flags = dict.fromkeys(("write_cache", "unmap", "write_zeroes", "flush", "unmap_reads_zero"), True)
     info: dict[str, object] = {"block_size": block_size, "num_blocks": num_blocks, "readonly": False, **flags}
-    return {**info, "survives": "power", "remote": False, **changes}
+    return {**info, "survives": "power", "remote": False, "uuid": None, **changes}
 
 
 class Engine:
@@ -306,19 +307,33 @@ class Engine:
         name: str,
         base: Bdev,
         image_path: str,
-        stripe_size_kb: int,
+        stripe_size_kb: int | None,
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
         image_descriptor: int | None = None,
+        uuid: str | None = None,
+        wipe: bool = False,
+        adopt: bool = False,
+        recover: str | None = None,
+        state_dir: str | None = None,
     ) -> Bdev:
         self._world.enter("create_ubi", name)
+        del wipe, adopt, recover, state_dir
+        stripe_size_kb = stripe_size_kb or 1024
         info = base.info()
         block_size = int(str(info["block_size"]))
         blocks = int(str(info["num_blocks"])) - METADATA_BYTES // block_size
-        bdev = Bdev(self._world, name, {**info, "num_blocks": blocks}, base)
+        own = uuid or str(uuid4())
+        bdev = Bdev(self._world, name, {**info, "num_blocks": blocks, "uuid": own}, base)
         image_bytes = (Path(image_path).stat() if image_descriptor is None else os.fstat(image_descriptor)).st_size
         bdev.ubi = {
+            "uuid": own,
+            "state": "clean",
+            "epoch": 0,
+            "map_path": "",
+            "acknowledged_by": "map",
+            "recovered": "",
             "image_path": image_path,
             "image_size_bytes": image_bytes,
             "stripe_size_kb": stripe_size_kb,

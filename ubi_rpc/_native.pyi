@@ -30,9 +30,16 @@ class BdevInfo(TypedDict):
     flush: bool
     unmap_reads_zero: bool
     remote: bool  # on NFS, CIFS, FUSE or another file system that is not this kernel's own
+    uuid: str | None  # that of a volume, which is kept on disk; None: this kind keeps none
     survives: str  # "nothing" | "process" | "kernel" | "power": what acknowledged and flushed data outlive
 
 class UbiStatus(TypedDict):
+    uuid: str
+    state: str  # on disk: "clean" | "open" | "sync_failed"
+    epoch: int  # number of times that the volume was marked open
+    map_path: str  # "" without a volatile map
+    acknowledged_by: str  # what a first write to a stripe waits for: "map" or "header"
+    recovered: str  # how the unclean end before was recovered: "map" | "headers" | "discarded"; "" when there was none
     image_path: str
     image_size_bytes: int
     stripe_size_kb: int
@@ -126,6 +133,52 @@ def ubi_inspect(
     file, a device's own. wait_s: how long to wait for a daemon to let go of the base.
 
     Errors: not_found, permission and invalid_params (no room for a volume) as create_aio; busy, naming the holder.
+    """
+
+class UbiRepairPlan(TypedDict):
+    problems: list[UbiProblem]
+    steps: list[str]  # what is done, a sentence each
+    loses: list[str]  # what is lost by it or may be, a sentence each: show it, and ask
+    token: int  # to be given to ubi_repair: what is applied is what was shown
+
+def ubi_plan_repair(
+    path: str,
+    *,
+    choice: Literal["keep", "drop"],
+    image_path: str | None = None,
+    stripe_size_kb: int | None = None,
+    uuid: str | None = None,
+    block_size: int | None = None,
+    wait_s: float = 0.0,
+) -> UbiRepairPlan:
+    """Say what a repair of a base that nobody has open would do. Writes nothing.
+
+    The first problem of `ubi_inspect` decides what can be done; `choice` says what becomes of the stripes in doubt,
+    those of damaged header sectors or those that had no header yet when a flush failed: "keep" takes them as they are
+    on the base, "drop" reads them from the image again. image_differs takes keep alone (with `image_path`: this
+    image is accepted), map_missing takes drop alone. superblock_damaged needs `image_path` and `stripe_size_kb`;
+    `uuid` gives the volume its old one.
+
+    Errors: invalid_state when nothing is wrong; unsupported for what no repair, or not this choice, helps against;
+    not_found, permission, invalid_params and busy as ubi_inspect.
+    """
+
+def ubi_repair(
+    path: str,
+    *,
+    choice: Literal["keep", "drop"],
+    token: int,
+    image_path: str | None = None,
+    stripe_size_kb: int | None = None,
+    uuid: str | None = None,
+    block_size: int | None = None,
+    wait_s: float = 0.0,
+) -> None:
+    """Carry out a plan, with the arguments that it was made with. The next open recovers the volume and says so.
+
+    Takes the base's lock exclusively. A crash leaves a volume that is refused as before and can be repaired again.
+
+    Errors: as ubi_plan_repair; invalid_state when the base is not what the plan was made from; io from the base.
     """
 
 @final
@@ -238,13 +291,23 @@ class Engine:
         name: str,
         base: Bdev,
         image_path: str,
-        stripe_size_kb: int,
+        stripe_size_kb: int | None,
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
         image_descriptor: int | None = None,
+        uuid: str | None = None,
+        wipe: bool = False,
+        adopt: bool = False,
+        recover: str | None = None,
+        state_dir: str | None = None,
     ) -> Bdev:
-        """Format the base (if its magic is zero) or open what is on it. Nothing is written on an error.
+        """Format the base (if its magic is zero) or open what is on it. Nothing is written on a refusal.
+
+        stripe_size_kb None: the volume's own, 1024 for a new one; a volume of bdev_ubi's needs it. uuid: what a new
+        volume gets and an old one must have. wipe: format although a superblock is left without a magic. adopt: take
+        over what bdev_ubi has written. recover: None or "discard_unpublished", which opens an unclean volume of this
+        boot without its map. state_dir: where its volatile map is made; None: writes wait for headers.
 
         With a descriptor, what it stands for is the image and `image_path` only names it.
         """

@@ -99,7 +99,7 @@ class Daemon:
             _log.info("options without effect here: %s", " ".join(settings.ignored))
         kept = None if settings.persist is None else _lock_kept(settings.persist, parts)
         source, loaded = _read_config(settings.config, kept)
-        engine, options = Engine(), Options()
+        engine, options = Engine(settings.state_dir), Options()
         files = Files(settings.allowed_dirs)
         parts.callback(files.close)
         keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options))

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 from ubi_rpc.errors import ErrorKind, UbiError
@@ -44,6 +45,7 @@ class BdevInfo:
     unmap_reads_zero: bool
     survives: str
     remote: bool
+    uuid: str | None
 
     @property
     def size_bytes(self) -> int:
@@ -219,9 +221,14 @@ class VhostController:
 
 
 class Engine:
-    """The data plane: nothing before `start`, nothing after `shutdown`."""
+    """The data plane: nothing before `start`, nothing after `shutdown`.
 
-    def __init__(self) -> None:
+    Args:
+        state_dir: where the volatile maps of volumes live; None: volumes do without, and say so.
+    """
+
+    def __init__(self, state_dir: Path | None = None) -> None:
+        self._state_dir = state_dir
         self._pool = ThreadPoolExecutor(max_workers=BLOCKING_CALLS, thread_name_prefix="engine")
         self._started: _native.Engine | None = None
         self._error_type: type[_native.EngineError] | tuple[()] = ()
@@ -313,24 +320,36 @@ class Engine:
         name: str,
         base: Bdev,
         image_path: str,
-        stripe_size_kb: int,
+        image_descriptor: int,
+        stripe_size_kb: int | None,
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
-        image_descriptor: int,
+        uuid: str | None = None,
+        wipe: bool = False,
+        adopt: bool = False,
+        recover: str | None = None,
     ) -> Bdev:
-        """Format `base` or open what is on it, over the image of `image_descriptor`. Nothing is written on an error."""
+        """Format `base` or open what is on it, as an overlay over the image, which is what the descriptor stands for.
+
+        Nothing is written on an error. Arguments as `_native.Engine.create_ubi`.
+        """
         return await self._open(
             functools.partial(
                 self._running.create_ubi,
                 name=name,
                 base=base.native,
                 image_path=image_path,
+                image_descriptor=image_descriptor,
                 stripe_size_kb=stripe_size_kb,
                 no_sync=no_sync,
                 copy_on_read=copy_on_read,
                 directio=directio,
-                image_descriptor=image_descriptor,
+                uuid=uuid,
+                wipe=wipe,
+                adopt=adopt,
+                recover=recover,
+                state_dir=None if self._state_dir is None else str(self._state_dir),
             )
         )
 

@@ -25,6 +25,7 @@ def _base(size_bytes: int, block_size: int = 512, *, readonly: bool = False, rem
         unmap_reads_zero=True,
         survives="power",
         remote=remote,
+        uuid=None,
     )
 
 

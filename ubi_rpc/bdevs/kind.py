@@ -96,6 +96,11 @@ class BdevKind(Protocol[P_contra, F]):
     async def open(self, engine: Engine, name: str, params: P_contra, facts: F, base: Bdev | None) -> Bdev:
         """Act, on the files that `probe` found. After a failure nothing is open and nothing is written."""
 
+    async def settled(self, params: P_contra, bdev: Bdev) -> BdevParams:
+        """Return the parameters as the open bdev has them: what was left out and is known now is filled in."""
+        del bdev
+        return params
+
     def io_types(self, params: P_contra, info: BdevInfo) -> frozenset[str]:
         """Which of `IO_TYPES` are supported."""
 

@@ -6,9 +6,11 @@ Source: bdev_ubi's RPC contract (parameters, order of checks, product name); `uu
 
 from __future__ import annotations
 
+from typing import Literal
+
 from typing_extensions import override
 
-from ubi_rpc.bdevs.kind import BdevKind, BdevParams, invalid, is_power_of_two
+from ubi_rpc.bdevs.kind import NULL_UUID, BdevKind, BdevParams, invalid, is_power_of_two
 from ubi_rpc.engine import Bdev, BdevInfo, Engine
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.files import FileId, Lookup
@@ -28,13 +30,17 @@ class UbiParams(BdevParams):
         name: the bdev's name.
         base_bdev: name or uuid of the bdev that holds the overlay; claimed exclusively.
         image_path: raw image, a file or a block device.
-        stripe_size_kb: KiB copied at a time, a power of two from 64 to 1024; 1024 when left out.
+        stripe_size_kb: KiB copied at a time, a power of two from 64 to 1024; left out, the volume's own, and 1024 for a
+            new one.
         stripe_size_mb: the same in MiB, as bdev_ubi's README has it; not together with stripe_size_kb.
         no_sync: a flush is answered without making anything durable.
         copy_on_read: a read of a missing stripe copies it; otherwise only writes do.
         directio: read the image with O_DIRECT.
         allow_remote: stand on a base on NFS, CIFS or FUSE, whose promises are not this kernel's.
-        uuid: the bdev's uuid; random when left out.
+        uuid: the uuid that a new volume gets, and that the one on the base must have; left out, random for a new one.
+        wipe: format a base whose first sector has been zeroed although a superblock is left of an earlier volume.
+        adopt: take over what bdev_ubi has written to the volume since it was closed here.
+        recover: after a crash whose volatile map is lost: give up what only the map knew, as a power cut would.
     """
 
     name: Text
@@ -46,6 +52,9 @@ class UbiParams(BdevParams):
     copy_on_read: bool = True
     directio: bool = True
     allow_remote: bool = False
+    wipe: bool = False
+    adopt: bool = False
+    recover: Literal["discard_unpublished"] | None = None
 
     @property
     def base(self) -> str:
@@ -55,9 +64,14 @@ class UbiParams(BdevParams):
     @property
     def stripe_kb(self) -> int:
         """The stripe size in KiB, whichever way it was given."""
+        return DEFAULT_STRIPE_SIZE_KB if self.asked_stripe_kb is None else self.asked_stripe_kb
+
+    @property
+    def asked_stripe_kb(self) -> int | None:
+        """The same, None when it was not given."""
         if self.stripe_size_kb is not None:
             return self.stripe_size_kb
-        return DEFAULT_STRIPE_SIZE_KB if self.stripe_size_mb is None else self.stripe_size_mb * 1024
+        return None if self.stripe_size_mb is None else self.stripe_size_mb * 1024
 
 
 class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
@@ -103,11 +117,22 @@ class UbiKind(BdevKind[UbiParams, file.ImageFacts | UbiError]):
             base=base,
             image_path=params.image_path,
             image_descriptor=facts.descriptor,
-            stripe_size_kb=params.stripe_kb,
+            stripe_size_kb=params.asked_stripe_kb,
             no_sync=params.no_sync,
             copy_on_read=params.copy_on_read,
             directio=params.directio,
+            uuid=None if params.uuid == NULL_UUID else params.uuid,
+            wipe=params.wipe,
+            adopt=params.adopt,
+            recover=params.recover,
         )
+
+    @override
+    async def settled(self, params: UbiParams, bdev: Bdev) -> UbiParams:
+        """Fill in the volume's stripe size, and forget what was asked for once."""
+        stripe_size_kb = (await bdev.ubi_status())["stripe_size_kb"]
+        once = {"wipe": False, "adopt": False, "recover": None}
+        return params.model_copy(update={"stripe_size_kb": stripe_size_kb, "stripe_size_mb": None, **once})
 
     @override
     def io_types(self, params: UbiParams, info: BdevInfo) -> frozenset[str]:

@@ -95,6 +95,8 @@ class Lifecycle:
                 base = entry.base.bdev if entry.base else None
                 entry.handle = await kind.open(self._engine, name, params, facts, base)
                 undo.push_async_callback(_undo, entry.handle.close)
+                entry.params = await kind.settled(params, entry.handle)
+                self.registry.rename_alias(entry, entry.handle.info.uuid or entry.uuid)
                 await self._keep(added=[entry])
                 undo.pop_all()
         entry.state = ObjectState.ONLINE

@@ -163,6 +163,24 @@ class Registry:
         self._by_alias[entry.name] = entry
         self._by_alias[entry.uuid] = entry
 
+    def rename_alias(self, entry: BdevEntry, uuid: str) -> None:
+        """Give a bdev the uuid that turned out to be its own.
+
+        Raises:
+            UbiError: already_exists when another has it, as a copy of the base would.
+        """
+        if uuid == entry.uuid:
+            return
+        if (other := self._by_alias.get(uuid)) is not None:
+            raise UbiError(
+                ErrorKind.ALREADY_EXISTS,
+                f"bdev {entry.name} is volume {uuid}, and so is bdev {other.name}: one of them is a copy",
+                same=False,
+            )
+        del self._by_alias[entry.uuid]
+        entry.uuid = uuid
+        self._by_alias[uuid] = entry
+
     def release(self, entry: BdevEntry) -> None:
         """Give the names and the claim back."""
         self._files.remove(entry)

@@ -58,6 +58,15 @@ mod switch {
         LostWakeUp: "who waits for a stripe is not woken",
         FailedFetchKeepsClaim: "a failed fetch never gives its stripe back",
         UnlockedDescriptor: "I/O goes through another descriptor than the locked one",
+        NeverMarked: "a volume is not marked open before a stripe becomes Present",
+        MinorStays: "the minor version stays 1 while a volume is open",
+        NewestOverwritten: "a change of state begins with the newest superblock",
+        MapAfterAnswer: "a write is acknowledged before its byte is in the map",
+        SyncFailedForgotten: "a failed flush is not remembered",
+        ChecksStay: "headers are written without a new check",
+        FoundNotFlushed: "what a dead process left in the page cache is believed to be durable",
+        AdoptionUnannounced: "sectors get their checks before the superblock says so",
+        TailInDoubtClosed: "a recovered volume is closed with its last stripe in doubt",
         ErrorBecomesSuccess: "a failed write of the base fills its stripe all the same",
     }
 

@@ -51,6 +51,16 @@ fn must_cover(checker: &Checker, except: &[Subject]) {
 
 /// What short histories do without: faults, further lives and unusual settings.
 const ONLY_RANDOM: &[Subject] = &[
+    Subject::NoSync,
+    Subject::Adopt,
+    Subject::Takeover,
+    Subject::AfterTakeover,
+    Subject::MapFailed,
+    Subject::SyncFailure,
+    Subject::Repair,
+    Subject::AfterRepair,
+    Subject::WriteThrough,
+    Subject::Repaired,
     Subject::FailedWrite,
     Subject::FailedSync,
     Subject::FailedImage,

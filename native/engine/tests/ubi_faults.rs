@@ -134,6 +134,7 @@ fn a_failed_flush_is_final_for_writes_and_flushes_but_not_for_reads() {
         base.fail(Access::Flush, 0..1, 0, libc::EIO, 1);
         base.be_random(Random::new(1), None); // now and then it takes requests inline
         assert_eq!(errno(bdev.flush().await), libc::EIO);
+        settle().await;
         base.take_log();
         for turn in 0..3 {
             assert_eq!(errno(bdev.flush().await), libc::EIO, "no retry reports success, turn {turn}");
@@ -152,6 +153,10 @@ fn a_failed_flush_is_final_for_writes_and_flushes_but_not_for_reads() {
         let errors: Vec<_> = events.drain().into_iter().filter(|event| event.level == Level::Error).collect();
         assert_eq!(errors.len(), 1);
         assert_eq!(errors[0].object, "ubi0");
+        let refused = open(&base, &image, options.clone()).await.err().expect("INV-5: remembered across processes");
+        assert!(refused.message().contains("failed to flush"), "{refused}");
+        let again = opened_or_repaired(&base, &image, options).await;
+        assert_eq!(read(&again, 0, 512).await, [1; 512]);
     });
 }
 
@@ -161,11 +166,12 @@ fn a_flush_that_fails_in_a_round_fails_the_write_that_asked_for_it() {
         run(async move {
             let image = image();
             let (base, bdev) = volume(&image).await;
+            mark_open(&bdev, 3).await;
             base.fail(Access::Flush, 0..1, failing_flush, libc::EIO, 1);
             assert_eq!(errno(bdev.write(0, data(&[1; 512]), false).await), libc::EIO);
             assert_eq!(errno(bdev.write(0, data(&[1; 512]), false).await), libc::EIO);
-            assert_eq!(bdev.status().stripes_published, 0);
-            assert_eq!(base.bytes(14..16)[0] == 1, failing_flush == 1, "INV-1: no header before the data is flushed");
+            assert_eq!(bdev.status().stripes_published, 1);
+            assert_eq!(headers(&base, 1)[0] == 1, failing_flush == 1, "INV-1: no header before the data is flushed");
             assert_eq!(errno(bdev.close().await), libc::EIO);
         });
     }
@@ -214,16 +220,17 @@ fn a_header_page_that_cannot_be_written_is_tried_again() {
     run(async {
         let image = image();
         let (base, bdev) = volume(&image).await;
+        mark_open(&bdev, 3).await;
         base.fail(Access::Write, 0..DATA, 0, libc::ENOSPC, 1);
         assert_eq!(errno(bdev.write(0, data(&[1; 512]), false).await), libc::ENOSPC);
-        assert_eq!((bdev.status().stripes_present, bdev.status().stripes_published), (1, 0));
+        assert_eq!((bdev.status().stripes_present, bdev.status().stripes_published), (2, 1));
         write(&bdev, 512, &[2; 512]).await;
-        assert_eq!(bdev.status().stripes_published, 1);
-        assert_eq!(base.bytes(14..16), [1, 0]);
+        assert_eq!(bdev.status().stripes_published, 2);
+        assert_eq!(headers(&base, 1), [1]);
         base.fail(Access::Write, 0..DATA, 0, libc::EIO, 1);
         assert_eq!(errno(bdev.write(STRIPE, data(&[1; 512]), false).await), libc::EIO);
         ubi_engine::reactor::exec::sleep(std::time::Duration::from_secs(6)).await;
-        assert_eq!(bdev.status().stripes_published, 2, "at the latest after five seconds");
+        assert_eq!(bdev.status().stripes_published, 3, "at the latest after five seconds");
     });
 }
 
@@ -265,7 +272,7 @@ fn an_error_at_every_single_operation_is_reported_or_does_no_harm() {
                 let reached = base.was_hit();
                 base.heal();
                 assert!(errors > 0 || !reached, "INV-7: {access:?} {nth}");
-                let again = opened(&base, &image, options()).await;
+                let again = opened_or_repaired(&base, &image, options()).await;
                 let content = read(&again, 0, 6 * STRIPE).await;
                 for (sector, allowed) in content.chunks(4096).zip(model) {
                     assert!(allowed.iter().any(|bytes| sector == bytes), "{access:?} {nth}");

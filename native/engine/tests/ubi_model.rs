@@ -268,7 +268,7 @@ async fn session(
     mut random: Random,
 ) -> (Arc<MemBase>, End, Vec<Sector>) {
     let options = UbiOptions { copy_on_read: model.plan.copy_on_read, ..options() };
-    let bdev = opened(&base, &model.image, options).await;
+    let bdev = opened_or_repaired(&base, &model.image, options).await;
     base.be_random(Random::new(random.next()), model.plan.fault_one_in);
     model.image.be_random(Random::new(random.next()), model.plan.fault_one_in);
     let requests = 1 + random.below(60);
@@ -309,7 +309,7 @@ fn leave(model: &Model, base: &MemBase, end: End, random: &mut Random) -> (Arc<M
 /// Open what is left and check it; returns what each sector is.
 async fn check_left(model: Rc<Model>, base: Arc<MemBase>, sectors: Vec<Sector>, end: End) -> Vec<Value> {
     let options = UbiOptions { copy_on_read: false, ..options() };
-    let bdev = opened(&base, &model.image, options).await;
+    let bdev = opened_or_repaired(&base, &model.image, options).await;
     let content = read(&bdev, 0, model.plan.volume_bytes).await;
     let check = |(number, (bytes, sector)): (u64, (&[u8], &Sector))| {
         let from = if end == End::PowerCut { sector.durable } else { sector.acknowledged };

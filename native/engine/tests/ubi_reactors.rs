@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
+use ubi_engine::bdev::ubi::state_dir::StateDir;
 use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions};
 use ubi_engine::bdev::{Bdev, LocalFuture, ZeroFlags};
 use ubi_engine::engine::BdevHandle;
@@ -44,10 +45,16 @@ fn open_base(path: &Path, cache: Cache, block_size: u32) -> Arc<AioBdev> {
 }
 
 fn open_volume(handle: &Handle, base: &Arc<AioBdev>, image: &Path, copy_on_read: bool) -> Arc<UbiBdev> {
+    let host = Arc::new(StateDir::new(image.parent()));
     let (base, directio) = (Arc::clone(base), !base.info().buffered);
     let image = FileImage::open(image, directio).expect("open the image");
-    let options =
-        UbiOptions { name: "ubi0".into(), stripe_size_kb: 256, no_sync: false, copy_on_read, directio, events: None };
+    let options = UbiOptions {
+        name: "ubi0".into(),
+        stripe_size_kb: Some(256),
+        copy_on_read,
+        directio,
+        ..UbiOptions::new("ubi0", host)
+    };
     handle.run(move || Box::pin(async move { ubi::open(base, image, options).await })).expect("open the volume")
 }
 

@@ -44,6 +44,7 @@ impl PyBdev {
         dict.set_item("flush", info.flush)?;
         dict.set_item("unmap_reads_zero", info.unmap_reads_zero)?;
         dict.set_item("survives", info.survives.as_str())?;
+        dict.set_item("uuid", bdev.ubi().map(|volume| volume.status().uuid.to_string()))?;
         dict.set_item("remote", bdev.is_remote())?;
         Ok(dict)
     }
@@ -88,6 +89,12 @@ impl PyBdev {
         };
         let status = overlay.status();
         let dict = PyDict::new(py);
+        dict.set_item("uuid", status.uuid.to_string())?;
+        dict.set_item("state", status.state.as_str())?;
+        dict.set_item("epoch", status.epoch)?;
+        dict.set_item("map_path", status.map_path)?;
+        dict.set_item("acknowledged_by", status.acknowledged_by)?;
+        dict.set_item("recovered", status.recovered)?;
         dict.set_item("image_path", status.image_path)?;
         dict.set_item("image_size_bytes", status.image_size_bytes)?;
         dict.set_item("stripe_size_kb", status.stripe_size_kb)?;

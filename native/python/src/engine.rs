@@ -10,6 +10,7 @@ use ubi_engine::bdev::Bdev;
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::malloc::MallocBdev;
 use ubi_engine::bdev::null::NullBdev;
+use ubi_engine::bdev::ubi::state_dir::StateDir;
 use ubi_engine::bdev::ubi::{self, UbiOptions};
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::{Error, ErrorKind, Result};
@@ -140,7 +141,10 @@ impl PyEngine {
         self.create(py, |_| NullBdev::new(name, num_blocks, block_size))
     }
 
-    #[pyo3(signature = (*, name, base, image_path, stripe_size_kb, no_sync, copy_on_read, directio, image_descriptor=None))]
+    #[pyo3(signature = (
+        *, name, base, image_path, stripe_size_kb, no_sync, copy_on_read, directio, image_descriptor=None, uuid=None,
+        wipe=false, adopt=false, recover=None, state_dir=None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
     fn create_ubi(
         &self,
@@ -148,14 +152,36 @@ impl PyEngine {
         name: String,
         base: &PyBdev,
         image_path: PathBuf,
-        stripe_size_kb: u32,
+        stripe_size_kb: Option<u32>,
         no_sync: bool,
         copy_on_read: bool,
         directio: bool,
         image_descriptor: Option<i32>,
+        uuid: Option<&str>,
+        wipe: bool,
+        adopt: bool,
+        recover: Option<&str>,
+        state_dir: Option<PathBuf>,
     ) -> PyResult<PyBdev> {
-        let events = Some(Arc::clone(&self.events));
-        let options = UbiOptions { name, stripe_size_kb, no_sync, copy_on_read, directio, events };
+        let discard_unpublished = match recover {
+            None => false,
+            Some("discard_unpublished") => true,
+            Some(other) => return Err(PyValueError::new_err(format!("recover {other:?}: discard_unpublished"))),
+        };
+        let uuid = uuid.map(str::parse).transpose().map_err(|error: Error| to_python(py, &error))?;
+        let options = UbiOptions {
+            name,
+            stripe_size_kb,
+            no_sync,
+            copy_on_read,
+            directio,
+            uuid,
+            wipe,
+            adopt,
+            discard_unpublished,
+            host: Arc::new(StateDir::new(state_dir.as_deref())),
+            events: Some(Arc::clone(&self.events)),
+        };
         let source = image_descriptor.map_or_else(|| image_path.clone(), path_of);
         let made = py.detach(|| {
             let engine = self.get()?;

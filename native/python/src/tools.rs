@@ -1,14 +1,17 @@
-//! What tools do to a base that no daemon has open: `ubi_inspect`.
+//! What tools do to a base that no daemon has open: look at it, plan a repair, carry it out.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use ubi_engine::bdev::Bdev;
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::ubi::examine::{Recovery, Request};
 use ubi_engine::bdev::ubi::inspect::{self, Problem, Report};
+use ubi_engine::bdev::ubi::repair::{self, Choice};
+use ubi_engine::bdev::ubi::state_dir::StateDir;
 use ubi_engine::bdev::ubi::superblock::{StoredImage, Superblock};
 use ubi_engine::bdev::ubi::uuid::boot_id;
 use ubi_engine::error::{Error, ErrorKind, Result};
@@ -66,6 +69,83 @@ pub fn ubi_inspect<'py>(
     dict.set_item("size_bytes", info.size_bytes())?;
     dict.set_item("block_size", info.block_size)?;
     Ok(dict)
+}
+
+/// What is asked of a repair.
+fn repair_request(
+    base: &AioBdev,
+    image: Option<&Path>,
+    stripe_size_kb: Option<u32>,
+    uuid: Option<&str>,
+) -> Result<Request> {
+    let image = image.map(stored_image).transpose()?;
+    let uuid = uuid.map(str::parse).transpose()?;
+    let base = base.info().name.clone();
+    Ok(Request { base, image, stripe_size_kb, uuid, boot_id: boot_id(), ..Request::default() })
+}
+
+fn choice_of(name: &str) -> PyResult<Choice> {
+    match name {
+        "keep" => Ok(Choice::Keep),
+        "drop" => Ok(Choice::Drop),
+        other => Err(PyValueError::new_err(format!("choice {other:?}: keep or drop"))),
+    }
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+#[pyo3(signature = (path, *, choice, image_path=None, stripe_size_kb=None, uuid=None, block_size=None, wait_s=0.0))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+pub fn ubi_plan_repair<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    choice: &str,
+    image_path: Option<PathBuf>,
+    stripe_size_kb: Option<u32>,
+    uuid: Option<&str>,
+    block_size: Option<u32>,
+    wait_s: f64,
+) -> PyResult<Bound<'py, PyDict>> {
+    let choice = choice_of(choice)?;
+    let planned = py.detach(|| {
+        let base = open_base(&path, block_size, true, wait_s)?;
+        let request = repair_request(&base, image_path.as_deref(), stripe_size_kb, uuid)?;
+        exec::block_on(async move { repair::plan(&base, &StateDir::new(None), &request, choice).await })
+    });
+    let plan = planned.map_err(|error: Error| to_python(py, &error))?;
+    let dict = PyDict::new(py);
+    let problems = plan.problems.iter().map(|problem| problem_dict(py, problem)).collect::<PyResult<Vec<_>>>()?;
+    dict.set_item("problems", problems)?;
+    dict.set_item("steps", plan.steps)?;
+    dict.set_item("loses", plan.loses)?;
+    dict.set_item("token", plan.token)?;
+    Ok(dict)
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+#[pyo3(signature = (
+    path, *, choice, token, image_path=None, stripe_size_kb=None, uuid=None, block_size=None, wait_s=0.0
+))]
+#[expect(clippy::too_many_arguments, reason = "keyword arguments of one Python call")]
+pub fn ubi_repair(
+    py: Python<'_>,
+    path: PathBuf,
+    choice: &str,
+    token: u64,
+    image_path: Option<PathBuf>,
+    stripe_size_kb: Option<u32>,
+    uuid: Option<&str>,
+    block_size: Option<u32>,
+    wait_s: f64,
+) -> PyResult<()> {
+    let choice = choice_of(choice)?;
+    let repaired = py.detach(|| {
+        let base = open_base(&path, block_size, false, wait_s)?;
+        let request = repair_request(&base, image_path.as_deref(), stripe_size_kb, uuid)?;
+        exec::block_on(async move { repair::apply(&base, &StateDir::new(None), &request, choice, token).await })
+    });
+    repaired.map_err(|error: Error| to_python(py, &error))
 }
 
 fn report_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
 use super::stat::{self, LentReads, Op};
-use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
+use super::{BaseIdentity, Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
@@ -312,6 +312,14 @@ impl Bdev for AioBdev {
         let (file, block) = (Arc::clone(&self.file), u64::from(self.info.block_size));
         let seek = move || seek_extents(&file, offset..offset + len, block, max);
         Box::pin(async move { Ok(offload::run(seek).await) })
+    }
+
+    fn identity(&self) -> Option<BaseIdentity> {
+        let identity = self.file.identity().ok()?;
+        Some(match identity.rdev {
+            0 => BaseIdentity { dev: identity.dev, ino: identity.ino, rdev: 0 },
+            rdev => BaseIdentity { dev: 0, ino: 0, rdev },
+        })
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

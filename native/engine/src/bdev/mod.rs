@@ -145,6 +145,16 @@ pub struct Lent {
     pub reads: LentReads,
 }
 
+/// What tells one base from another for as long as the kernel lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BaseIdentity {
+    /// st_dev and st_ino of a file, 0 for a device.
+    pub dev: u64,
+    pub ino: u64,
+    /// st_rdev of a device, 0 for a file.
+    pub rdev: u64,
+}
+
 /// A block device.
 pub trait Bdev: Send + Sync {
     fn info(&self) -> &BdevInfo;
@@ -199,6 +209,11 @@ pub trait Bdev: Send + Sync {
     /// are at least one and at most `max`, and need not reach its end. What was acknowledged before the call is told.
     fn extents(&self, _offset: u64, len: u64, _max: usize) -> LocalFuture<'_, Result<Vec<Extent>>> {
         Box::pin(std::future::ready(Ok(vec![Extent { len, state: ExtentState::DATA }])))
+    }
+
+    /// What tells it from others for as long as the kernel lives; None when what it holds dies with the process.
+    fn identity(&self) -> Option<BaseIdentity> {
+        None
     }
 
     /// Finish, make durable, release descriptors and locks. No request is in flight and none follows.

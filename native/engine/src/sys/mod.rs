@@ -13,5 +13,6 @@ pub mod mapping;
 pub mod memfd;
 pub mod memory;
 pub mod op;
+pub mod shared_map;
 pub mod socket;
 pub mod uring;

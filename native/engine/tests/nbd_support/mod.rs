@@ -12,6 +12,7 @@ use std::time::Duration;
 use ubi_engine::bdev::Bdev;
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::malloc::MallocBdev;
+use ubi_engine::bdev::ubi::state_dir::StateDir;
 use ubi_engine::bdev::ubi::{self, UbiOptions};
 use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::frontend::nbd::export::ExportOptions;
@@ -106,14 +107,8 @@ impl Server {
         let name = format!("base{block_size}");
         let base = self.aio(&name, 8 * MIB + SIZE, block_size, Cache::Writeback);
         let image = FileImage::open(&self.image_path(), false).expect("image");
-        let options = UbiOptions {
-            name: "ubi0".into(),
-            stripe_size_kb: 64,
-            no_sync: false,
-            copy_on_read: true,
-            directio: false,
-            events: None,
-        };
+        let host = Arc::new(StateDir::new(None));
+        let options = UbiOptions { stripe_size_kb: Some(64), ..UbiOptions::new("ubi0", host) };
         let open = move || -> ubi_engine::bdev::LocalFuture<'static, _> { Box::pin(ubi::open(base, image, options)) };
         let volume = self.engine.handle().run(open).expect("the volume opens");
         content.resize(SIZE as usize, 0);

@@ -12,12 +12,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 
-use ubi_engine::bdev::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use ubi_engine::bdev::{BaseIdentity, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
 use super::cut::{Item, Uncertain};
-use super::setting::{DATA_SLOT, Setting, slots};
+use super::setting::{DATA_SLOT, HEADER_SLOTS, Setting, slots};
 use super::tags::{SECTOR, Tag};
 
 /// What an operation does.
@@ -30,6 +30,8 @@ pub enum Kind {
     Flush,
     /// Of the image, not of the base; it waits in the same place for its turn.
     ImageRead,
+    /// Of the machine: a map is made or removed.
+    Host,
 }
 
 impl Kind {
@@ -59,7 +61,12 @@ impl Op {
 
     /// Whether it writes header pages.
     pub fn is_metadata(&self) -> bool {
-        self.kind == Kind::Write && self.slots.start < DATA_SLOT
+        self.kind == Kind::Write && self.slots.start < HEADER_SLOTS
+    }
+
+    /// Whether it writes a superblock.
+    pub fn is_superblock(&self) -> bool {
+        self.kind == Kind::Write && (HEADER_SLOTS..DATA_SLOT).contains(&self.slots.start)
     }
 
     /// Whether it writes what an image has.
@@ -100,6 +107,7 @@ struct State {
 /// See the module.
 pub struct SimBase {
     info: BdevInfo,
+    identity: BaseIdentity,
     state: Mutex<State>,
     stat: IoStat,
 }
@@ -107,7 +115,12 @@ pub struct SimBase {
 impl SimBase {
     pub fn new(setting: &Setting, tags: Vec<Tag>) -> Arc<Self> {
         let state = State { durable: tags.clone(), cache: tags, ..State::default() };
-        Arc::new(Self { info: setting.info(), state: Mutex::new(state), stat: IoStat::default() })
+        Arc::new(Self {
+            info: setting.info(),
+            identity: setting.identity(),
+            state: Mutex::new(state),
+            stat: IoStat::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -144,7 +157,7 @@ impl SimBase {
 
     /// Whether header sectors have landed that may not be durable.
     pub fn has_unsynced_headers(&self) -> bool {
-        self.state().landed.iter().any(|landed| landed.slot < DATA_SLOT)
+        self.state().landed.iter().any(|landed| landed.slot < HEADER_SLOTS)
     }
 
     /// Let sectors of an operation land: all that `chosen` says of those that have not.
@@ -218,7 +231,8 @@ impl SimBase {
         let (cache, durable) = (content.to_vec(), before.durable.clone());
         let (time, version, inline_writes) = (before.time, before.version + 1, before.inline_writes);
         let state = State { cache, durable, landed, time, version, inline_writes, ..State::default() };
-        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
+        let (info, identity, stat) = (self.info.clone(), self.identity, IoStat::default());
+        Arc::new(Self { info, identity, state: Mutex::new(state), stat })
     }
 
     /// Replace the content behind everybody's back, durably; nothing may be in flight.
@@ -367,6 +381,10 @@ impl Bdev for SimBase {
 
     fn prefetch(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn identity(&self) -> Option<BaseIdentity> {
+        Some(self.identity)
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

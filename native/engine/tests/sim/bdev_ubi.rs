@@ -21,6 +21,13 @@ pub struct BdevUbi<'a> {
 }
 
 impl<'a> BdevUbi<'a> {
+    /// Whether it would take a disk for a volume of its own.
+    pub fn would_open(disk: &[Tag]) -> bool {
+        let mut first = [0; SECTOR];
+        disk[0].fill(&mut first);
+        first[..14] == IDENTITY
+    }
+
     /// Open a volume.
     ///
     /// # Errors

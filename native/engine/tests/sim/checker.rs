@@ -12,7 +12,7 @@ use super::coverage::{Coverage, Subject, Subjects};
 use super::cut::{Depth, Uncertain};
 use super::oracle::{Cut, Oracle};
 use super::setting::Setting;
-use super::survivor::Survivors;
+use super::survivor::{Machine, Survivors};
 use super::tags::{Tag, hash, mix};
 
 /// One survivor in this many is shown to bdev_ubi as well.
@@ -51,12 +51,12 @@ impl Checker {
     pub fn look(
         &mut self,
         setting: &Arc<Setting>,
-        (cut, uncertain): (Cut, &Uncertain),
+        (cut, uncertain, machine): (Cut, &Uncertain, &Machine),
         oracle: &Oracle,
         depth: Depth,
         subjects: Subjects,
     ) -> Result<(), String> {
-        let expectation = mix(oracle.hash(cut) ^ setting_number(setting) ^ cut as u64);
+        let expectation = mix(oracle.hash(cut) ^ setting_number(setting) ^ cut as u64 ^ machine.hash());
         // Its own random numbers: what is looked at does not change what happens.
         let mut random = Random::new(expectation ^ uncertain.items.len() as u64);
         uncertain.survivors(depth, setting.tear, &mut random, |disk, is_torn| {
@@ -71,7 +71,7 @@ impl Checker {
             let mut subjects = subjects;
             subjects.add_if(Subject::Torn, is_torn);
             self.coverage.count(subjects);
-            self.examine(setting, cut, disk, oracle).map(drop)
+            self.examine(setting, (cut, disk, machine), oracle).map(drop)
         })
     }
 
@@ -82,8 +82,7 @@ impl Checker {
     pub fn examine(
         &mut self,
         setting: &Arc<Setting>,
-        cut: Cut,
-        disk: &[Tag],
+        (cut, disk, machine): (Cut, &[Tag], &Machine),
         oracle: &Oracle,
     ) -> Result<Vec<Tag>, String> {
         let _entered = self.exec.enter();
@@ -91,31 +90,48 @@ impl Checker {
             Some((known, survivors)) if Arc::ptr_eq(known, setting) => survivors,
             other => &mut other.insert((Arc::clone(setting), Survivors::new(setting))).1,
         };
-        let found = survivors.read(disk)?;
-        oracle.check(cut, &found).map_err(|wrong| format!("after {cut:?}: {wrong}"))?;
+        let opened = survivors.read(disk, machine)?;
+        // What an operator drops is lost: what a power cut may leave is what is left for sure.
+        let is_dropped = machine.is_dropping || opened.is_repaired && !setting.keeps;
+        let promised = if is_dropped { Cut::PowerLoss } else { cut };
+        let check = |found: &[Tag], what: &str| {
+            oracle.check(promised, found).map_err(|wrong| format!("after {cut:?}{what}: {wrong}"))
+        };
+        check(&opened.content, "")?;
+        let subjects = [
+            (Subject::Repaired, opened.is_repaired),
+            (Subject::RecoveredByMap, opened.recovered == "map"),
+            (Subject::RecoveredByHeaders, opened.recovered == "headers"),
+        ];
+        let subjects = subjects.into_iter().filter(|(_, is_so)| *is_so);
+        self.coverage.count(subjects.fold(Subjects::default(), |all, (subject, _)| all.with(subject)));
+        let found = opened.content.clone();
         // Chosen by the state itself: a history that is repeated shows bdev_ubi the same ones.
         if mix(hash(disk) ^ oracle.hash(cut)).is_multiple_of(BDEV_UBI_ONE_IN) {
-            let mut disk = survivors.disk();
-            let check = |found: &[Tag]| oracle.check_by_bdev_ubi(cut, found, setting.tail());
-            read_by_bdev_ubi(setting, &mut disk, |found| check(found).map_err(|wrong| wrong.to_string()))?;
+            let mut as_left = disk.to_vec();
+            if BdevUbi::would_open(&as_left) {
+                show_to_bdev_ubi(setting, &mut as_left, |found| check(found, ", read by bdev_ubi at once"))?;
+            }
+            let mut closed = survivors.close(opened, &self.exec)?;
+            show_to_bdev_ubi(setting, &mut closed, |found| check(found, " and a close, read by bdev_ubi"))?;
             self.coverage.count(Subjects::default().with(Subject::ReadByBdevUbi));
-            let back = survivors.read(&disk).map_err(|error| format!("after bdev_ubi: {error}"))?;
-            check(&back).map_err(|wrong| format!("after {cut:?} and bdev_ubi: {wrong}"))?;
+            let machine = Machine { adopts: true, may_be_failed: false, is_dropping: false, ..machine.clone() };
+            let back = survivors.read(&closed, &machine).map_err(|error| format!("after bdev_ubi: {error}"))?;
+            check(&back.content, ", a close and bdev_ubi")?;
             self.coverage.count(Subjects::default().with(Subject::BackFromBdevUbi));
         }
         Ok(found)
     }
 }
 
-/// Let bdev_ubi read every other stripe of a disk and close it, and the whole of a copy.
-fn read_by_bdev_ubi(
+/// Let bdev_ubi read one stripe of a disk and close it, and the whole of a copy.
+fn show_to_bdev_ubi(
     setting: &Setting,
     disk: &mut [Tag],
     check: impl Fn(&[Tag]) -> Result<(), String>,
 ) -> Result<(), String> {
     let mut copy = disk.to_vec();
-    let found = BdevUbi::open(setting, &mut copy)?.read(0..setting.volume);
-    check(&found).map_err(|wrong| format!("read by bdev_ubi: {wrong}"))?;
+    check(&BdevUbi::open(setting, &mut copy)?.read(0..setting.volume))?;
     let mut volume = BdevUbi::open(setting, disk)?;
     volume.read(0..1);
     volume.close();
@@ -130,6 +146,7 @@ fn setting_number(setting: &Setting) -> u64 {
         setting.volume as u64,
         u64::from(setting.has_hole),
         u64::from(setting.unmap_reads_zero),
+        u64::from(setting.keeps),
     ];
     numbers.iter().fold(7, |hash, number| mix(hash ^ number))
 }

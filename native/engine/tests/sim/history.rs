@@ -20,10 +20,12 @@ use super::base::{Kind, SimBase, injected};
 use super::checker::Checker;
 use super::coverage::{Subject, Subjects};
 use super::cut::Depth;
+use super::host::SimHost;
 use super::image::SimImage;
 use super::oracle::Oracle;
 use super::script::{Request, Step};
 use super::setting::{STRIPE, Setting};
+use super::survivor::{is_sync_failure, repair};
 use super::tags::{Tag, mix};
 
 /// More events than any history of these lengths needs.
@@ -53,6 +55,7 @@ enum Progress {
 enum Ending {
     Opened(EngineResult<Arc<UbiBdev>>),
     Closed(EngineResult<()>),
+    Repaired(EngineResult<()>),
     Read(usize, EngineResult<Vec<Tag>>),
     Done(usize, EngineResult<()>),
 }
@@ -67,6 +70,10 @@ pub struct History<'a> {
     exec: Rc<Executor>,
     base: Arc<SimBase>,
     image: Arc<SimImage>,
+    host: Arc<SimHost>,
+    /// bdev_ubi has had the volume since it was closed.
+    adopts: bool,
+    is_repairing: bool,
     volume: Option<Arc<UbiBdev>>,
     oracle: Oracle,
     progress: Vec<Progress>,
@@ -79,6 +86,10 @@ pub struct History<'a> {
     lives: u32,
     has_faults: bool,
     sync_failed: bool,
+    /// With a map that knows: the next open on this boot has to be refused.
+    must_refuse: bool,
+    /// At any time: the disk may say so long after.
+    ever_failed: bool,
     /// A sync failed in an earlier life: the 0.1 layout cannot tell, so FLUSH promises nothing from then on.
     sync_failed_before: bool,
     image_changed: bool,
@@ -100,6 +111,8 @@ impl<'a> History<'a> {
         past.add_if(Subject::LargeBlocks, setting.block() > 1);
         past.add_if(Subject::Hole, setting.has_hole);
         past.add_if(Subject::Garbage, !setting.unmap_reads_zero);
+        past.add_if(Subject::NoMap, !setting.has_maps);
+        past.add_if(Subject::WriteThrough, setting.write_through);
         past.add_if(Subject::PastStripes, setting.volume > 2 * STRIPE);
         Self {
             case,
@@ -107,6 +120,9 @@ impl<'a> History<'a> {
             random: Random::new(case.seed),
             exec: Executor::new(|| {}),
             image: SimImage::new(setting, Some(Arc::clone(&base))),
+            host: SimHost::new(setting.has_maps).copy(Some(Arc::clone(&base))),
+            adopts: false,
+            is_repairing: false,
             base,
             volume: None,
             oracle: Oracle::new(&setting.fresh()),
@@ -119,6 +135,8 @@ impl<'a> History<'a> {
             lives: case.lives,
             has_faults: setting.image_changes,
             sync_failed: false,
+            must_refuse: false,
+            ever_failed: false,
             sync_failed_before: false,
             image_changed: false,
             past,
@@ -205,7 +223,7 @@ impl<'a> History<'a> {
         self.is_opening = true;
         let base: Arc<dyn Bdev> = Arc::clone(&self.base) as Arc<dyn Bdev>;
         let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
-        let options = self.case.setting.options();
+        let options = self.case.setting.options(Arc::clone(&self.host), self.adopts);
         self.spawn(async move { Ending::Opened(ubi::open(base, image, options).await) });
     }
 
@@ -249,6 +267,7 @@ impl<'a> History<'a> {
                 Ok(true)
             }
             None if self.is_opening
+                || self.is_repairing
                 || self.progress.iter().any(|progress| matches!(progress, Progress::Running { .. })) =>
             {
                 Err("INV-4: somebody waits, and nothing will ever wake him".into())
@@ -294,8 +313,12 @@ impl<'a> History<'a> {
         match kind {
             Kind::Write | Kind::Zero | Kind::Discard => self.past.add(Subject::FailedWrite),
             Kind::ImageRead => self.past.add(Subject::FailedImage),
+            Kind::Host => self.past.add(Subject::MapFailed),
             Kind::Flush => {
                 self.sync_failed = true;
+                self.ever_failed = true;
+                let map_path = self.volume.as_ref().map(|volume| volume.status().map_path).unwrap_or_default();
+                self.must_refuse |= self.host.has_map_at(map_path.as_bytes());
                 self.past.add(Subject::FailedSync);
             }
             Kind::Read => {}
@@ -364,37 +387,62 @@ impl<'a> History<'a> {
             let Some(ending) = self.endings.borrow_mut().pop() else { return Ok(()) };
             let error = match &ending {
                 Ending::Opened(result) => result.as_ref().err(),
-                Ending::Closed(result) | Ending::Done(_, result) => result.as_ref().err(),
+                Ending::Closed(result) | Ending::Repaired(result) | Ending::Done(_, result) => result.as_ref().err(),
                 Ending::Read(_, result) => result.as_ref().err(),
             };
             if let Some(error) = error.filter(|_| !self.has_faults) {
                 return Err(format!("something fails, and nothing has been made to fail: {error}"));
             }
             match ending {
-                Ending::Opened(result) => self.opened(result),
+                Ending::Opened(result) => self.opened(result)?,
                 Ending::Closed(result) => self.closed(result)?,
+                Ending::Repaired(result) => self.repaired(result)?,
                 Ending::Read(index, result) => self.read_ended(index, result)?,
                 Ending::Done(index, result) => self.ended(index, result),
             }
         }
     }
 
-    fn opened(&mut self, result: EngineResult<Arc<UbiBdev>>) {
+    fn opened(&mut self, result: EngineResult<Arc<UbiBdev>>) -> Result<(), String> {
         self.note(|| format!("opened: {:?}", result.as_ref().err()), [6, u64::from(result.is_ok()), 0]);
         self.is_opening = false;
         self.sync_failed_before |= self.sync_failed;
         match result {
+            Ok(_) if self.must_refuse => return Err("a failed sync is forgotten: the next open is not refused".into()),
             Ok(volume) => {
                 self.is_formatted = true;
+                self.adopts = false;
+                self.past.add_if(Subject::AfterTakeover, volume.status().recovered == "map");
                 self.volume = Some(volume);
                 if let Some(index) = self.reopening.take() {
                     self.progress[index] = Progress::Ended;
                     self.past.add(Subject::AfterClose);
                 }
             }
+            Err(error) if self.opens < OPENS_MAX && is_sync_failure(&error) => self.start_repair(),
             Err(_) if self.opens < OPENS_MAX && !self.image_changed => self.start_open(),
             Err(_) => self.progress.fill(Progress::Ended),
         }
+        Ok(())
+    }
+
+    fn start_repair(&mut self) {
+        self.note(|| "repair".into(), [12, 0, 0]);
+        self.is_repairing = true;
+        let (base, host, setting) = (Arc::clone(&self.base), Arc::clone(&self.host), Arc::clone(&self.case.setting));
+        self.spawn(async move { Ending::Repaired(repair(&*base, &host, &setting).await) });
+    }
+
+    fn repaired(&mut self, result: EngineResult<()>) -> Result<(), String> {
+        self.note(|| format!("repaired: {:?}", result.as_ref().err()), [13, u64::from(result.is_ok()), 0]);
+        if !self.case.setting.keeps {
+            self.take_what_is_left()?;
+        }
+        self.is_repairing = false;
+        self.must_refuse &= result.is_err();
+        self.past.add_if(Subject::AfterRepair, result.is_ok());
+        self.start_open();
+        Ok(())
     }
 
     fn closed(&mut self, result: EngineResult<()>) -> Result<(), String> {
@@ -405,7 +453,7 @@ impl<'a> History<'a> {
         }
         self.end_process();
         let by_bdev_ubi = self.case.script[index].request == Request::Reopen { by_bdev_ubi: true };
-        if by_bdev_ubi && result.is_ok() && !self.sync_failed {
+        if by_bdev_ubi && result.is_ok() && !self.sync_failed && self.is_closed_on_disk()? {
             self.live_under_bdev_ubi(index)?;
         }
         self.begin_process();

@@ -5,7 +5,7 @@
 //!
 //! - [`tags`]: sectors; [`setting`]: sizes and options; [`script`]: requests; [`plan`]: what is
 //!   lived through
-//! - [`base`], [`image`]: what the overlay stands on; [`history`]: who decides what happens next
+//! - [`base`], [`image`], [`host`]: what the overlay stands on; [`history`]: who decides what happens next
 //! - [`cut`]: what a cut leaves; [`oracle`]: what it may leave; [`checker`], [`survivor`]: the comparison
 //! - [`bdev_ubi`]: a model of the original; [`coverage`]: what was cut through
 #![allow(dead_code, unused_imports, reason = "each test program uses a part of it")]
@@ -16,6 +16,7 @@ mod checker;
 mod coverage;
 mod cut;
 mod history;
+mod host;
 mod image;
 mod oracle;
 mod plan;

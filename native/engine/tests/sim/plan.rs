@@ -9,7 +9,7 @@ use super::script::{SHORT_SCRIPTS_OF_TWO, long, short};
 use super::setting::{STRIPE, Setting};
 
 /// A short script with everything that it is lived through with: up to two requests in each of the eight settings
-/// (blocks, copy on read, no_sync), three requests in one of them by turns.
+/// (blocks, copy on read, maps), three requests in one of them by turns.
 pub fn short_cases(settings: &[Arc<Setting>], script: usize) -> impl Iterator<Item = Case> + '_ {
     let is_longest = script >= SHORT_SCRIPTS_OF_TWO;
     let by_turns = (script / settings.len() + script) % settings.len();
@@ -25,8 +25,8 @@ pub fn short_cases(settings: &[Arc<Setting>], script: usize) -> impl Iterator<It
 pub fn short_settings() -> Vec<Arc<Setting>> {
     let setting = |number| {
         let block_size = if number & 1 == 0 { 512 } else { 4096 };
-        let (copy_on_read, no_sync) = (number & 2 == 0, number & 4 != 0);
-        Setting { block_size, copy_on_read, no_sync, ..Setting::plain() }.shared()
+        let (copy_on_read, has_maps) = (number & 2 == 0, number & 4 == 0);
+        Setting { block_size, copy_on_read, has_maps, ..Setting::plain() }.shared()
     };
     (0..8).map(setting).collect()
 }
@@ -45,6 +45,9 @@ pub fn random_case(seed: u64) -> Case {
         inline: random.one_in(3),
         fault_one_in: random.one_in(3).then_some(12),
         image_changes: random.one_in(16),
+        has_maps: !random.one_in(4),
+        write_through: random.one_in(12),
+        keeps: random.one_in(2),
         ..Setting::plain()
     };
     if random.one_in(8) {

@@ -111,7 +111,8 @@ pub fn short(setting: &Setting, mut number: usize) -> Vec<Step> {
 pub fn long(setting: &Setting, random: &mut Random) -> Vec<Step> {
     let queues = *random.pick(&[1, 2, 2, 3, 4]);
     let steps = 3 + random.below(8);
-    let step = |_| Step { queue: random.below(queues) as usize, request: any(setting, random) };
+    let step =
+        |_| Step { queue: random.below(queues) as usize, request: written_through(setting, any(setting, random)) };
     (0..steps).map(step).collect()
 }
 
@@ -128,6 +129,17 @@ fn any(setting: &Setting, random: &mut Random) -> Request {
         28..=29 => Request::Reopen { by_bdev_ubi: random.one_in(3) },
         _ => letter(setting, random.below(ALPHABET as u64) as usize),
     }
+}
+
+/// What a guest without a write cache asks for instead.
+fn written_through(setting: &Setting, mut request: Request) -> Request {
+    match &mut request {
+        Request::Write { fua, .. } | Request::Zero { fua, .. } | Request::Discard { fua, .. } => {
+            *fua |= setting.write_through;
+        }
+        Request::Read(_) | Request::Flush | Request::Prefetch(_) | Request::Reopen { .. } => {}
+    }
+    request
 }
 
 /// A range with ends where something ends, or anywhere.

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use ubi_engine::bdev::ubi::UbiOptions;
-use ubi_engine::bdev::{BdevInfo, Survives};
+use ubi_engine::bdev::{BaseIdentity, BdevInfo, Survives};
 
+use super::host::SimHost;
 use super::tags::{SECTOR, Tag};
 
 /// Sectors of a stripe: 64 KiB, the smallest there is.
@@ -13,6 +14,8 @@ pub const STRIPE: usize = 128;
 /// Parts of the base that exist, as sectors: the first page of headers, the places of the two superblock slots, and
 /// the data from 8 MiB on. What lies between is never touched.
 const WINDOWS: [(u64, usize); 3] = [(0, 8), (0x60_0000 / 512, 8), (0x70_0000 / 512, 8)];
+/// Slots of header pages, which come first; then those of the superblocks.
+pub const HEADER_SLOTS: usize = 8;
 /// Slot of the first data sector.
 pub const DATA_SLOT: usize = 24;
 /// Sector of the base where the data start.
@@ -36,6 +39,12 @@ pub struct Setting {
     pub inline: bool,
     /// One base operation or image read in this many fails.
     pub fault_one_in: Option<u64>,
+    /// The machine has a place for volatile maps; without it headers are published before writes are acknowledged.
+    pub has_maps: bool,
+    /// The guest has its write cache off: everything it writes is FUA.
+    pub write_through: bool,
+    /// What an operator decides after a failed sync: keep what has no header, or drop it.
+    pub keeps: bool,
     /// The image changes behind our back at some time.
     pub image_changes: bool,
 }
@@ -54,6 +63,9 @@ impl Setting {
             unmap_reads_zero: true,
             inline: false,
             fault_one_in: None,
+            has_maps: true,
+            write_through: false,
+            keeps: true,
             image_changes: false,
         }
     }
@@ -118,15 +130,19 @@ impl Setting {
         }
     }
 
-    pub fn options(&self) -> UbiOptions {
+    pub fn options(&self, host: Arc<SimHost>, adopt: bool) -> UbiOptions {
         UbiOptions {
-            name: String::new(),
-            stripe_size_kb: (STRIPE * SECTOR / 1024) as u32,
+            stripe_size_kb: Some((STRIPE * SECTOR / 1024) as u32),
             no_sync: self.no_sync,
             copy_on_read: self.copy_on_read,
-            directio: false,
-            events: None,
+            adopt,
+            ..UbiOptions::new("", host)
         }
+    }
+
+    /// What the maps of this base are known by.
+    pub fn identity(&self) -> BaseIdentity {
+        BaseIdentity { dev: 7, ino: 1234, rdev: 0 }
     }
 
     pub fn shared(self) -> Arc<Self> {

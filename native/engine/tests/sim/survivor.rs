@@ -1,24 +1,32 @@
 //! A disk that survived a cut, opened by the production code and read whole. Everything answers at once.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
-use ubi_engine::bdev::ubi::{self, UbiOptions};
-use ubi_engine::bdev::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
-use ubi_engine::error::Result;
+use ubi_engine::bdev::ubi::examine::Request;
+use ubi_engine::bdev::ubi::host::Host;
+use ubi_engine::bdev::ubi::repair::{self, Choice};
+use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions};
+use ubi_engine::bdev::{BaseIdentity, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use ubi_engine::error::{Error, Result};
 use ubi_engine::image::Image;
+use ubi_engine::reactor::exec::Executor;
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
+use super::host::SimHost;
 use super::image::SimImage;
 use super::setting::{Setting, slots};
-use super::tags::{SECTOR, Tag};
+use super::tags::{SECTOR, Tag, mix};
 
 /// A base on which every operation completes when it is submitted.
 pub struct Disk {
     info: BdevInfo,
+    identity: BaseIdentity,
     tags: Mutex<Vec<Tag>>,
     stat: IoStat,
 }
@@ -34,41 +42,113 @@ impl Disk {
     }
 }
 
+/// What a disk that survived is opened on, and how.
+#[derive(Clone)]
+pub struct Machine {
+    pub host: Arc<SimHost>,
+    /// bdev_ubi has had the volume since it was closed.
+    pub adopts: bool,
+    /// A sync has failed before the cut: an open may be refused until a repair.
+    pub may_be_failed: bool,
+    /// A repair that gives up what has no header is under way, or has been carried out.
+    pub is_dropping: bool,
+}
+
+impl Machine {
+    /// A number for all that an open depends on.
+    pub fn hash(&self) -> u64 {
+        mix(self.host.hash()
+            ^ u64::from(self.adopts) << 1
+            ^ u64::from(self.may_be_failed)
+            ^ u64::from(self.is_dropping) << 2)
+    }
+}
+
 /// How to look at survivors of one setting.
 pub struct Survivors {
     setting: Arc<Setting>,
     disk: Arc<Disk>,
     image: Arc<SimImage>,
-    options: UbiOptions,
+}
+
+/// A survivor as it was read.
+pub struct Opened {
+    pub content: Vec<Tag>,
+    /// A failed sync was remembered, and a repair had to be made before.
+    pub is_repaired: bool,
+    /// As `UbiStatus` has it.
+    pub recovered: &'static str,
+    volume: Arc<UbiBdev>,
 }
 
 impl Survivors {
     pub fn new(setting: &Arc<Setting>) -> Self {
-        let disk = Disk { info: setting.info(), tags: Mutex::default(), stat: IoStat::default() };
-        let options = UbiOptions { copy_on_read: false, ..setting.options() };
-        Self { setting: Arc::clone(setting), disk: Arc::new(disk), image: SimImage::new(setting, None), options }
+        let (info, identity) = (setting.info(), setting.identity());
+        let disk = Disk { info, identity, tags: Mutex::default(), stat: IoStat::default() };
+        Self { setting: Arc::clone(setting), disk: Arc::new(disk), image: SimImage::new(setting, None) }
     }
 
     /// Open a disk by the production code and read all of it. Needs an entered executor.
     ///
     /// # Errors
     /// What the overlay said: every survivor has to open and to be readable.
-    pub fn read(&self, disk: &[Tag]) -> std::result::Result<Vec<Tag>, String> {
+    pub fn read(&self, disk: &[Tag], machine: &Machine) -> std::result::Result<Opened, String> {
         self.disk.tags().clear();
         self.disk.tags().extend_from_slice(disk);
-        let base: Arc<dyn Bdev> = Arc::clone(&self.disk) as Arc<dyn Bdev>;
-        let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
-        let volume = at_once(ubi::open(base, image, self.options.clone()))
-            .map_err(|error| format!("a survivor does not open: {error}"))?;
+        let host = machine.host.copy(None);
+        let mut is_repaired = false;
+        let mut opened = self.open(&host, machine.adopts);
+        if machine.may_be_failed && opened.as_ref().is_err_and(is_sync_failure) {
+            at_once(repair(&*self.disk, &host, &self.setting))
+                .map_err(|error| format!("a survivor of a failed sync cannot be repaired: {error}"))?;
+            is_repaired = true;
+            opened = self.open(&host, machine.adopts);
+        }
+        let volume = opened.map_err(|error| format!("a survivor does not open: {error}"))?;
         let bytes = at_once(volume.read(0, self.setting.volume * SECTOR))
             .map_err(|error| format!("a survivor cannot be read: {error}"))?;
-        Ok(Tag::all_of(&bytes))
+        let recovered = volume.status().recovered;
+        Ok(Opened { content: Tag::all_of(&bytes), is_repaired, recovered, volume })
     }
 
-    /// The disk as the last `read` left it: a new one is formatted by then.
-    pub fn disk(&self) -> Vec<Tag> {
-        self.disk.tags().clone()
+    fn open(&self, host: &Arc<SimHost>, adopts: bool) -> Result<Arc<UbiBdev>> {
+        let base: Arc<dyn Bdev> = Arc::clone(&self.disk) as Arc<dyn Bdev>;
+        let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
+        let options = UbiOptions { copy_on_read: false, ..self.setting.options(Arc::clone(host), adopts) };
+        at_once(ubi::open(base, image, options))
     }
+
+    /// Close what was opened, and give the disk that it leaves. Needs an entered executor.
+    ///
+    /// # Errors
+    /// What the overlay said.
+    pub fn close(&self, opened: Opened, exec: &Executor) -> std::result::Result<Vec<Tag>, String> {
+        let (volume, ended) = (opened.volume, Rc::new(RefCell::new(None)));
+        let answer = Rc::clone(&ended);
+        exec.spawn(async move { *answer.borrow_mut() = Some(volume.close().await) });
+        while exec.has_ready() {
+            exec.run_ready();
+        }
+        let ended = ended.borrow_mut().take().ok_or("a survivor does not close")?;
+        ended.map_err(|error| format!("a survivor cannot be closed: {error}"))?;
+        Ok(self.disk.tags().clone())
+    }
+}
+
+/// Whether an open was refused because of a failed sync.
+pub fn is_sync_failure(error: &Error) -> bool {
+    error.message().contains("failed to flush")
+}
+
+/// Repair a volume after a failed sync, as the setting's operator wants it.
+///
+/// # Errors
+/// What the repair said.
+pub async fn repair(base: &dyn Bdev, host: &Arc<SimHost>, setting: &Setting) -> Result<()> {
+    let choice = if setting.keeps { Choice::Keep } else { Choice::Drop };
+    let request = Request { base: "base".into(), boot_id: host.boot_id(), ..Request::default() };
+    let plan = repair::plan(base, &**host, &request, choice).await?;
+    repair::apply(base, &**host, &request, choice, plan.token).await
 }
 
 /// The value of a future that does not wait.
@@ -116,6 +196,10 @@ impl Bdev for Disk {
 
     fn prefetch(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
         ready(Ok(()))
+    }
+
+    fn identity(&self) -> Option<BaseIdentity> {
+        Some(self.identity)
     }
 
     fn close(&self) -> LocalFuture<'_, Result<()>> {

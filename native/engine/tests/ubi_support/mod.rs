@@ -12,6 +12,10 @@ mod time;
 use std::sync::Arc;
 
 use ubi_engine::bdev::Bdev;
+use ubi_engine::bdev::ubi::examine::Request;
+use ubi_engine::bdev::ubi::host::NoMaps;
+use ubi_engine::bdev::ubi::repair::{self, Choice};
+use ubi_engine::bdev::ubi::uuid::Uuid;
 use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions};
 use ubi_engine::error::Result;
 use ubi_engine::sys::buf::{IoBuf, IoData};
@@ -31,14 +35,8 @@ pub const POISON: u8 = 0xdd;
 
 /// Options with stripes of 64 KiB and everything else as by default.
 pub fn options() -> UbiOptions {
-    UbiOptions {
-        name: "ubi0".into(),
-        stripe_size_kb: 64,
-        no_sync: false,
-        copy_on_read: true,
-        directio: false,
-        events: None,
-    }
+    let host = Arc::new(NoMaps { boot_id: Some(Uuid([0xb0; 16])) });
+    UbiOptions { stripe_size_kb: Some(64), uuid: Some(Uuid([0x5a; 16])), ..UbiOptions::new("ubi0", host) }
 }
 
 /// Open or format a volume.
@@ -50,6 +48,30 @@ pub async fn open(base: &Arc<MemBase>, image: &Arc<MemImage>, options: UbiOption
 /// The same, which must succeed.
 pub async fn opened(base: &Arc<MemBase>, image: &Arc<MemImage>, options: UbiOptions) -> Arc<UbiBdev> {
     open(base, image, options).await.expect("the volume opens")
+}
+
+/// The same, after a repair that drops what is in doubt where a flush of the base had failed.
+pub async fn opened_or_repaired(base: &Arc<MemBase>, image: &Arc<MemImage>, options: UbiOptions) -> Arc<UbiBdev> {
+    let error = match open(base, image, options.clone()).await {
+        Ok(volume) => return volume,
+        Err(error) => error,
+    };
+    assert!(error.message().contains("failed to flush"), "only that is repaired here: {error}");
+    let request = Request { base: "base0".into(), boot_id: options.host.boot_id(), ..Request::default() };
+    let plan = repair::plan(&**base, &*options.host, &request, Choice::Drop).await.expect("a plan");
+    repair::apply(&**base, &*options.host, &request, Choice::Drop, plan.token).await.expect("a repair");
+    opened(base, image, options).await
+}
+
+/// Byte 0 of the first headers on the base.
+pub fn headers(base: &MemBase, count: u64) -> Vec<u8> {
+    base.bytes(14..14 + 2 * count).into_iter().step_by(2).collect()
+}
+
+/// Bring a volume to where it is while guests write: marked open, its fifth stripe on the base.
+pub async fn mark_open(volume: &Arc<UbiBdev>, stripe: u64) {
+    volume.prefetch(stripe * 64 * KIB, 512).await.expect("prefetch");
+    volume.flush().await.expect("flush");
 }
 
 pub fn data(bytes: &[u8]) -> IoData {

@@ -1,8 +1,8 @@
 //! Requests that change the volume: write, write zeroes, discard.
 //!
 //! A request is cut where the states of its stripes differ, and its parts run at once, each for itself: no part
-//! holds a stripe while it waits for another. It is acknowledged when all parts are done and the header of each
-//! touched stripe is durable. FUA is a change and a round: syncs of one base never overlap, since the kernel tells of
+//! holds a stripe while it waits for another. It is acknowledged when all parts are done and each touched
+//! stripe is in the volatile map or has a durable header. FUA is a change and a round: syncs of one base never overlap, since the kernel tells of
 //! a lost write only once, to whichever sync asks first (docs/decisions/fua-is-a-round.md).
 
 use std::ops::Range;
@@ -72,8 +72,9 @@ impl Volume {
             return Ok(());
         }
         let stripes = self.stripes_of(&range);
-        let is_published = self.stripes.is_complete() || self.stripes.all_at_least(stripes.clone(), State::Published);
-        if is_published {
+        let is_known =
+            self.stripes.is_complete() || self.stripes.all_at_least(stripes.clone(), self.standing.acknowledged_from());
+        if is_known {
             self.apply(&range, &change).await?;
         } else {
             self.change_stripes(range, &change).await?;
@@ -81,7 +82,7 @@ impl Volume {
         if fua && !fault!(FuaIgnored) {
             self.flush_round().await?;
         }
-        if is_published || fault!(AnsweredBeforeRound) { Ok(()) } else { self.publish(stripes).await }
+        if is_known || fault!(AnsweredBeforeRound) { Ok(()) } else { self.publish(stripes).await }
     }
 
     /// Refuse zeros that would have to wait for the image: of a part of a stripe that is missing, or that is being
@@ -174,6 +175,7 @@ impl Volume {
     async fn change_owned(self: &Arc<Self>, range: Range<u64>, mut claims: Vec<Claim>, change: &Change) -> Result<()> {
         let (volume, change) = (Arc::clone(self), change.clone());
         self.run(async move {
+            volume.mark_open().await?;
             if fault!(PresentAtSubmission) {
                 claims.drain(..).for_each(Claim::present);
             }

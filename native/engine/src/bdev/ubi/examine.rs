@@ -78,6 +78,16 @@ pub enum Recovery {
     Discarding,
 }
 
+impl Recovery {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Recovery::WithMap => "map",
+            Recovery::Headers => "headers",
+            Recovery::Discarding => "discarded",
+        }
+    }
+}
+
 /// Look at the first page of a base and at its superblock slots.
 ///
 /// # Errors

@@ -123,13 +123,13 @@ impl Volume {
         fetch
     }
 
-    async fn fetch(&self, claim: Claim, fetch: &Fetch) {
+    async fn fetch(self: &Arc<Self>, claim: Claim, fetch: &Fetch) {
         let _permit = self.fetches.permits.acquire().await;
         let stripe = claim.stripe();
         let content = self.read_content(stripe).await.map(Arc::new);
         fetch.content.set(content.clone());
         let result = match content {
-            Ok(content) => self.fill(stripe, &content).await.inspect_err(|_| self.fetches.rest()),
+            Ok(content) => self.mark_and_fill(stripe, &content).await.inspect_err(|_| self.fetches.rest()),
             Err(error) => Err(error),
         };
         lock(&self.fetches.running).remove(&stripe);
@@ -146,6 +146,11 @@ impl Volume {
             }
         }
         fetch.end.set(result);
+    }
+
+    async fn mark_and_fill(self: &Arc<Self>, stripe: StripeIndex, content: &Content) -> Result<()> {
+        self.mark_open().await?;
+        self.fill(stripe, content).await
     }
 
     /// Read what the image has in a stripe, in whole blocks of the base where the image does not end.

@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use super::geometry::StripeIndex;
 use super::layout;
+use super::sectors::{self, SECTOR};
 use super::status::Counters;
+use super::superblocks;
+use super::uuid::Uuid;
 use super::volume::Volume;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Level;
 use crate::reactor::exec;
-use crate::reactor::sync::{Promise, lock};
+use crate::reactor::sync::{Permit, Permits, Promise, lock};
 use crate::sys::buf::{IoBuf, IoData};
 
 /// A stripe that nobody waits for (copied on a read) is published at the latest after this.
@@ -36,6 +39,8 @@ pub struct Rounds {
     durable: Mutex<Vec<u8>>,
     /// A flush of the base has failed, for good.
     failed: AtomicBool,
+    /// Flushes of the base never overlap: the kernel tells of a lost write only once, to whichever asks first.
+    syncing: Arc<Permits>,
 }
 
 struct State {
@@ -54,17 +59,39 @@ struct State {
 
 impl Rounds {
     /// `durable`: the used pages of the metadata area as they were read.
-    pub fn new(durable: Vec<u8>) -> Self {
+    /// `unpublished`: stripes that are Present already, known from a map.
+    pub fn new(durable: Vec<u8>, unpublished: Vec<StripeIndex>) -> Self {
         let state = State {
-            unpublished: Vec::new(),
-            oldest: None,
+            oldest: (!unpublished.is_empty()).then(exec::now),
+            unpublished,
             timer_runs: false,
             publisher_runs: false,
             current: None,
             next: None,
             failure: None,
         };
-        Self { state: Mutex::new(state), durable: Mutex::new(durable), failed: AtomicBool::new(false) }
+        let (state, durable) = (Mutex::new(state), Mutex::new(durable));
+        Self { state, durable, failed: AtomicBool::new(false), syncing: Permits::new(1) }
+    }
+
+    /// The right to flush the base.
+    pub async fn sync_turn(&self) -> Permit {
+        self.syncing.acquire().await
+    }
+
+    /// Look at the used pages of the metadata area as they are on stable storage.
+    pub fn with_area<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&lock(&self.durable))
+    }
+
+    /// The first page with another minor version.
+    pub fn first_page(&self, uuid: Uuid, minor: u16, page: usize) -> IoData {
+        superblocks::first_page(&lock(&self.durable), uuid, minor, page)
+    }
+
+    /// The first sector is durable with another minor version.
+    pub fn first_sector_is(&self, sector: &[u8]) {
+        lock(&self.durable)[..SECTOR].copy_from_slice(sector);
     }
 
     /// Whether a flush of the base has failed: nothing that is written from then on can be promised.
@@ -92,6 +119,11 @@ impl Volume {
     /// Mark a filled stripe Present and note that its header has to be published.
     pub fn add_unpublished(self: &Arc<Self>, stripe: StripeIndex) {
         let mut state = lock(&self.rounds.state);
+        assert!(self.standing.is_marked() || fault!(NeverMarked), "a stripe becomes Present on a marked volume");
+        // The map first: who sees Present may acknowledge.
+        if let Some(map) = self.standing.map().filter(|_| !fault!(MapAfterAnswer)) {
+            map.set(stripe);
+        }
         // Under the lock of the freeze: who sees Present finds the stripe in a set.
         self.stripes.set_present(stripe);
         state.unpublished.push(stripe);
@@ -119,12 +151,12 @@ impl Volume {
         round.wait().await
     }
 
-    /// Wait until no stripe of the range is left Present: afterwards a write to it may be acknowledged.
+    /// Wait until a write to the range may be acknowledged: at once with a map, else when no stripe is left Present.
     ///
     /// # Errors
     /// What the round said that should have published them.
     pub async fn publish(self: &Arc<Self>, stripes: Range<StripeIndex>) -> Result<()> {
-        while self.stripes.any_unpublished(stripes.clone()) {
+        while self.standing.map().is_none() && self.stripes.any_unpublished(stripes.clone()) {
             let round = {
                 let mut state = lock(&self.rounds.state);
                 if let Some(error) = &state.failure {
@@ -199,7 +231,7 @@ impl Volume {
         }
     }
 
-    async fn carry_out(&self, frozen: &[StripeIndex]) -> Result<()> {
+    async fn carry_out(self: &Arc<Self>, frozen: &[StripeIndex]) -> Result<()> {
         self.rounds.check()?;
         if !fault!(NoFirstSync) || frozen.is_empty() {
             self.flush_base().await?;
@@ -252,12 +284,29 @@ impl Volume {
             let is_ready = |&stripe: &StripeIndex| self.stripes.get(stripe).is_ready();
             (0..self.geometry.stripes).filter(is_ready).for_each(|stripe| pages[0].1[layout::header_at(stripe)] = 1);
         }
+        self.seal(&mut pages);
         pages.into_iter().map(|(start, bytes)| (start as u64, IoData::new(bytes))).collect()
+    }
+
+    /// Give the used sectors of pages their checks.
+    fn seal(&self, pages: &mut [(usize, IoBuf)]) {
+        if fault!(ChecksStay) {
+            return;
+        }
+        let (uuid, used) = (self.uuid(), sectors::used(self.geometry.stripes));
+        for (start, bytes) in pages {
+            let first = *start / SECTOR;
+            for (index, sector) in bytes.chunks_exact_mut(SECTOR).enumerate().take_while(|(at, _)| first + at < used) {
+                sectors::seal(uuid, first + index, sector);
+            }
+        }
     }
 
     /// Flush the base. A failure is final: the kernel may have dropped what it could not write, and a second
     /// call would report success for it.
-    async fn flush_base(&self) -> Result<()> {
+    pub async fn flush_base(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.rounds.sync_turn().await;
+        self.rounds.check()?;
         Counters::add(&self.counters.syncs, 1);
         let Err(error) = self.base.flush().await else { return Ok(()) };
         if fault!(FailedSyncRetried) {
@@ -271,9 +320,20 @@ impl Volume {
         let failure = Error::new(ErrorKind::Io, message);
         lock(&self.rounds.state).failure = Some(failure.clone());
         self.rounds.failed.store(true, Ordering::Release);
+        self.standing.note_sync_failed();
+        let volume = Arc::clone(self);
+        self.spawn(async move { volume.record_sync_failure().await });
         self.counters.note_error(Level::Error, failure.message());
         self.tell(Level::Error, failure.message());
         Err(failure)
+    }
+
+    /// Publish what a map knew at the usual time.
+    pub fn start_timer(self: &Arc<Self>) {
+        let mut state = lock(&self.rounds.state);
+        if !state.unpublished.is_empty() {
+            self.ensure_timer(&mut state);
+        }
     }
 
     fn ensure_timer(self: &Arc<Self>, state: &mut State) {

@@ -1,7 +1,10 @@
 //! The ubi overlay: a copy-on-access image over a base bdev, in bdev_ubi's on-disk format.
 //!
 //! - [`geometry`]: sizes and positions
-//! - [`layout`]: the bytes of the metadata area; [`metadata`]: reading, checking and making it
+//! - [`layout`], [`sectors`], [`superblock`]: the bytes of the metadata area; [`examine`]: what to do with what is there,
+//!   [`refusal`]: or why not; [`inspect`]: the same for tools
+//! - [`metadata`]: opening, formatting, adopting; [`superblocks`]: changes of state on disk
+//! - [`standing`]: marking open and closing; [`host`], [`state_dir`]: boot and volatile maps
 //! - [`stripes`]: the state of every stripe
 //! - [`volume`]: what the parts share
 //! - [`read`], [`change`], [`fetch`], [`flush`]: what is done to it
@@ -20,15 +23,20 @@ mod extents;
 mod fetch;
 mod flush;
 pub mod geometry;
+pub mod host;
 pub mod inspect;
 pub mod layout;
 mod metadata;
 mod read;
 pub mod refusal;
+pub mod repair;
 pub mod sectors;
+mod standing;
+pub mod state_dir;
 mod status;
 mod stripes;
 pub mod superblock;
+mod superblocks;
 pub mod uuid;
 mod volume;
 
@@ -37,31 +45,61 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::extent::Extent;
 use super::stat::{self, Op};
-use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, PartialRead, ZeroFlags};
+use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, PartialRead, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
 use crate::image::Image;
 use crate::sys::buf::{IoBuf, IoData};
 use change::Change;
-use geometry::Geometry;
+use host::Host;
 pub use status::UbiStatus;
 use stripes::{State, StripeMap};
+use uuid::Uuid;
 use volume::Volume;
 
 /// What a volume is opened with, beside its base and its image.
 #[derive(Clone)]
 pub struct UbiOptions {
     pub name: String,
-    /// KiB, a power of two from 64 to 1024.
-    pub stripe_size_kb: u32,
+    /// KiB, a power of two from 64 to 1024; None: the volume's own, 1024 for a new one.
+    pub stripe_size_kb: Option<u32>,
     /// A FLUSH is answered without making anything durable; it waives INV-5 and nothing else.
     pub no_sync: bool,
     /// A read of a missing stripe copies it.
     pub copy_on_read: bool,
     /// O_DIRECT was asked for the image.
     pub directio: bool,
+    /// The UUID that a new volume gets and an old one must have.
+    pub uuid: Option<Uuid>,
+    /// Format although a superblock is there without a magic.
+    pub wipe: bool,
+    /// Take over what bdev_ubi has changed since the last clean close.
+    pub adopt: bool,
+    /// Where the volatile map of this boot is lost: open all the same, as after a power cut.
+    pub discard_unpublished: bool,
+    /// The machine: which boot it is, and where volatile maps live.
+    pub host: Arc<dyn Host>,
     /// Where operators are told.
     pub events: Option<Arc<Events>>,
+}
+
+impl UbiOptions {
+    /// As bdev_ubi_create has them when nothing is given, but for the image, which is read through the page cache.
+    pub fn new(name: impl Into<String>, host: Arc<dyn Host>) -> Self {
+        Self {
+            name: name.into(),
+            stripe_size_kb: None,
+            no_sync: false,
+            copy_on_read: true,
+            directio: false,
+            uuid: None,
+            wipe: false,
+            adopt: false,
+            discard_unpublished: false,
+            host,
+            events: None,
+        }
+    }
 }
 
 /// A ubi bdev.
@@ -79,16 +117,23 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         let message = format!("base {} is read-only and cannot hold a volume", base.info().name);
         return Err(Error::new(ErrorKind::InvalidParams, message));
     }
-    let geometry = Geometry::new(base.info(), image.size_bytes(), options.stripe_size_kb)?;
     image.recheck_elsewhere().await?;
-    let area = metadata::load_or_format(&*base, &geometry).await?;
-    let stripes = StripeMap::new(geometry.stripes, |stripe| area[layout::header_at(stripe)] == 1);
+    let metadata::Loaded { geometry, area, superblocks, recovery, map, remark } =
+        metadata::load(&*base, &*image, &options).await?;
+    let stripes = StripeMap::new(geometry.stripes, |stripe| match area[layout::header_at(stripe)] {
+        0 if map.as_ref().is_some_and(|map| map.is_set(stripe)) => State::Present,
+        0 => State::Missing,
+        _ => State::Published,
+    });
+    let unpublished = (0..geometry.stripes).filter(|&stripe| stripes.get(stripe) == State::Present).collect();
+    let survives = base.info().survives;
     let info = BdevInfo {
         name: options.name.clone(),
         num_blocks: (geometry.volume_bytes / geometry.block_bytes).into(),
         flush: true,
         write_zeroes: true,
         unmap_reads_zero: false, // a discard inside a missing stripe changes nothing
+        survives: if options.no_sync { survives.min(Survives::Process) } else { survives },
         ..base.info().clone()
     };
     let volume = Volume {
@@ -99,7 +144,8 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         image,
         stripes,
         fetches: fetch::Fetches::new(),
-        rounds: flush::Rounds::new(area),
+        rounds: flush::Rounds::new(area, unpublished),
+        standing: standing::Standing::new(superblocks, recovery, map),
         counters: status::Counters::default(),
         stat: Arc::default(),
         tasks: volume::Tasks::default(),
@@ -108,7 +154,15 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
     if volume.options.directio && !volume.image.directio_in_effect() {
         volume.tell(Level::Info, &format!("image {} is read without O_DIRECT", volume.image.name()));
     }
-    Ok(Arc::new(UbiBdev { volume: Arc::new(volume) }))
+    let volume = Arc::new(volume);
+    if let Some(remark) = remark {
+        volume.tell(Level::Warning, &remark);
+    }
+    if let Some(recovery) = recovery {
+        volume.tell(Level::Info, &format!("was not closed; recovered by {}", recovery.as_str()));
+    }
+    volume.start_timer();
+    Ok(Arc::new(UbiBdev { volume }))
 }
 
 impl UbiBdev {
@@ -119,13 +173,13 @@ impl UbiBdev {
 
     /// Whether a write to the range may go straight to the base and be acknowledged from there.
     #[inline]
-    fn is_published(&self, start: u64, end: u64) -> bool {
+    fn is_known(&self, start: u64, end: u64) -> bool {
         let volume = &*self.volume;
         if volume.rounds.has_failed() {
             return false;
         }
         volume.stripes.is_complete()
-            || volume.stripes.all_at_least(volume.geometry.stripes_of(start, end), State::Published)
+            || volume.stripes.all_at_least(volume.geometry.stripes_of(start, end), volume.standing.acknowledged_from())
     }
 }
 
@@ -150,7 +204,7 @@ impl Bdev for UbiBdev {
     #[inline]
     fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
         let len = data.len() as u64;
-        if len == 0 || !self.is_published(offset, offset + len) {
+        if len == 0 || !self.is_known(offset, offset + len) {
             return None;
         }
         let (volume, began) = (&*self.volume, stat::begin());
@@ -243,12 +297,15 @@ impl Bdev for UbiBdev {
         Box::pin(self.volume.extents(offset..offset + len, max))
     }
 
-    /// Publish and flush; afterwards only bdev_ubi's own re-reading of the base is needed to open it again.
+    /// Publish, and leave the disk closed and complete: bdev_ubi may have it.
     fn close(&self) -> LocalFuture<'_, Result<()>> {
         Box::pin(async move {
             self.volume.closing.store(true, Ordering::Release);
             self.volume.tasks.wait_for_end().await;
-            let result = if fault!(CloseWithoutRound) { Ok(()) } else { self.volume.flush_round().await };
+            let mut result = if fault!(CloseWithoutRound) { Ok(()) } else { self.volume.flush_round().await };
+            if result.is_ok() {
+                result = self.volume.close_on_disk().await;
+            }
             self.volume.tasks.wait_for_end().await;
             result
         })

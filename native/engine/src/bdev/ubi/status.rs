@@ -4,6 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::superblock::VolumeState;
+use super::uuid::Uuid;
 use crate::events::Level;
 use crate::reactor::exec;
 use crate::reactor::sync::lock;
@@ -14,6 +16,16 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(5);
 /// Progress and state of a volume; the fields of `UbiStatus` in `_native.pyi`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UbiStatus {
+    pub uuid: Uuid,
+    /// As the superblock says.
+    pub state: VolumeState,
+    pub epoch: u64,
+    /// "" without a map.
+    pub map_path: String,
+    /// What a first write to a stripe waits for: "map" or "header".
+    pub acknowledged_by: &'static str,
+    /// How the unclean end before was recovered: "map", "headers" or "discarded"; "" when there was none.
+    pub recovered: &'static str,
     pub image_path: String,
     pub image_size_bytes: u64,
     pub stripe_size_kb: u32,

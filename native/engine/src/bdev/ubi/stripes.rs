@@ -7,8 +7,8 @@
 //!     └──────────────────┘ any error
 //! ```
 //!
-//! A stripe never becomes less than Present again. Reads trust a stripe from Present on; a write is acknowledged
-//! when its stripes are Published, that is when their headers are durable.
+//! A stripe never becomes less than Present again. Reads trust a stripe from Present on; so do writes when a volatile map
+//! knows it, else when it is Published, that is when its header is durable.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -68,18 +68,18 @@ pub struct StripeMap {
 }
 
 impl StripeMap {
-    /// A map whose stripes are Published where `is_published` says so, and Missing elsewhere.
-    pub fn new(stripes: u32, is_published: impl Fn(StripeIndex) -> bool) -> Self {
-        let state = |stripe| if is_published(stripe) { State::Published } else { State::Missing };
+    /// A map with the states that `state` says; none is Filling.
+    pub fn new(stripes: u32, state: impl Fn(StripeIndex) -> State) -> Self {
         let states: Box<[AtomicU8]> = (0..stripes).map(|stripe| AtomicU8::new(state(stripe) as u8)).collect();
-        let published = states.iter().filter(|state| state.load(Ordering::Relaxed) == State::Published as u8).count();
-        let published = u32::try_from(published).expect("at most as many as stripes");
+        let count = |least: State| states.iter().filter(|state| state.load(Ordering::Relaxed) >= least as u8).count();
+        let count = |least| u32::try_from(count(least)).expect("at most as many as stripes");
+        let (ready, published) = (count(State::Present), count(State::Published));
         Self {
+            complete: AtomicBool::new(published == stripes),
             states,
             filling: AtomicU32::new(0),
-            ready: AtomicU32::new(published),
+            ready: AtomicU32::new(ready),
             published: AtomicU32::new(published),
-            complete: AtomicBool::new(published == stripes),
             waiters: std::array::from_fn(|_| Mutex::new(HashMap::new())),
         }
     }
@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_stripe_has_one_owner_at_a_time() {
-        let map = StripeMap::new(2, |_| false);
+        let map = StripeMap::new(2, |_| State::Missing);
         assert!(map.claim(1));
         assert!(!map.claim(1));
         map.set_missing(1);
@@ -200,24 +200,24 @@ mod tests {
 
     #[test]
     fn the_map_is_complete_when_the_last_stripe_is_published() {
-        let map = StripeMap::new(2, |stripe| stripe == 0);
+        let map = StripeMap::new(2, |stripe| if stripe == 0 { State::Published } else { State::Missing });
         assert!(map.claim(1));
         map.set_present(1);
         assert!(!map.is_complete() && map.any_unpublished(0..2));
         map.set_published(1);
         assert!(map.is_complete() && !map.any_unpublished(0..2));
-        assert!(StripeMap::new(0, |_| false).is_complete());
+        assert!(StripeMap::new(0, |_| State::Missing).is_complete());
     }
 
     #[test]
     #[should_panic(expected = "INV-1")]
     fn inv_1_a_stripe_that_is_not_filled_cannot_be_published() {
-        StripeMap::new(1, |_| false).set_published(0);
+        StripeMap::new(1, |_| State::Missing).set_published(0);
     }
 
     #[test]
     fn a_waiter_on_another_thread_is_woken() {
-        let map = Arc::new(StripeMap::new(1, |_| false));
+        let map = Arc::new(StripeMap::new(1, |_| State::Missing));
         assert!(map.claim(0));
         let waiter = {
             let map = Arc::clone(&map);

@@ -54,6 +54,14 @@ impl FromStr for Uuid {
     }
 }
 
+/// A random UUID of the kernel's; without /proc, one of the standard library's random keys.
+pub fn random() -> Uuid {
+    use std::hash::{BuildHasher, RandomState};
+    let ours = || Uuid(std::array::from_fn(|_| RandomState::new().hash_one(0) as u8 | 1));
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap_or_default();
+    text.trim().parse().unwrap_or_else(|_| ours())
+}
+
 /// The boot that runs; None when the kernel does not say.
 pub fn boot_id() -> Option<Uuid> {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")

@@ -6,11 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::task::{Poll, Waker};
 
 use super::UbiOptions;
+use super::examine::Recovery;
 use super::fetch::Fetches;
 use super::flush::Rounds;
 use super::geometry::{Geometry, StripeIndex};
+use super::standing::Standing;
 use super::status::{Counters, UbiStatus};
 use super::stripes::StripeMap;
+use super::superblock::VolumeState;
 use crate::bdev::{Bdev, BdevInfo, IoStat};
 use crate::error::{Error, Result};
 use crate::events::Level;
@@ -28,6 +31,7 @@ pub struct Volume {
     pub stripes: StripeMap,
     pub fetches: Fetches,
     pub rounds: Rounds,
+    pub standing: Standing,
     pub counters: Counters,
     pub stat: Arc<IoStat>,
     pub tasks: Tasks,
@@ -101,8 +105,15 @@ impl Volume {
         let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
         let (filling, present, published) = self.stripes.counts();
         let fetched_bytes = load(&self.counters.fetched_bytes);
+        let superblock = self.standing.superblock();
         let guest_bytes = load(&self.stat.bytes_written).saturating_sub(load(&self.counters.zeroed_bytes));
         UbiStatus {
+            uuid: superblock.uuid,
+            state: if self.rounds.has_failed() { VolumeState::SyncFailed } else { superblock.state },
+            epoch: superblock.epoch,
+            map_path: String::from_utf8_lossy(&superblock.map_path).into_owned(),
+            acknowledged_by: if self.standing.is_marked() && self.standing.map().is_none() { "header" } else { "map" },
+            recovered: self.standing.recovery.map_or("", Recovery::as_str),
             image_path: self.image.name().into(),
             image_size_bytes: self.geometry.image_bytes,
             stripe_size_kb: self.geometry.stripe_size_kb,

@@ -12,6 +12,7 @@ use crate::sim::image::SimImage;
 use crate::sim::oracle::Cut;
 use crate::sim::script::Request;
 use crate::sim::setting::STRIPE;
+use crate::sim::survivor::Machine;
 use crate::sim::tags::{Tag, hash};
 
 impl History<'_> {
@@ -32,6 +33,8 @@ impl History<'_> {
         self.endings = Endings::default();
         self.sync_failed_before |= self.sync_failed;
         self.image = SimImage::new(&self.case.setting, Some(Arc::clone(&self.base)));
+        self.host = self.host.copy(Some(Arc::clone(&self.base)));
+        self.is_repairing = false;
         if self.image_changed {
             self.image.change();
         }
@@ -47,7 +50,9 @@ impl History<'_> {
             Cut::PowerLoss => self.base.at_power_loss(),
         };
         let disk = uncertain.survivor(setting.tear, &mut self.random);
-        let found = self.checker.examine(setting, cut, &disk, &self.oracle)?;
+        let machine = self.machine(cut);
+        let found = self.checker.examine(setting, (cut, &disk, &machine), &self.oracle)?;
+        self.host = machine.host;
         self.note(|| format!("{cut:?}"), [10, cut as u64, hash(&disk)]);
         self.end_process();
         for progress in &mut self.progress {
@@ -69,6 +74,7 @@ impl History<'_> {
                 self.oracle.survive_power_loss(&found, !self.sync_failed_before);
                 self.base = SimBase::new(setting, disk);
                 self.sync_failed = false;
+                self.must_refuse = false;
                 self.sync_failed_before = false;
             }
         }
@@ -76,19 +82,25 @@ impl History<'_> {
         Ok(())
     }
 
+    /// After a repair that gave something up the volume reads as what is left.
+    pub(super) fn take_what_is_left(&mut self) -> Result<(), String> {
+        let machine = self.machine(Cut::ProcessDeath);
+        let disk = self.base.content();
+        let found = self.checker.examine(&self.case.setting, (Cut::ProcessDeath, &disk, &machine), &self.oracle)?;
+        self.oracle.survive_process_death(&found);
+        Ok(())
+    }
+
     /// Between a clean close and the next open bdev_ubi writes a stripe and reads another.
     pub(super) fn live_under_bdev_ubi(&mut self, index: usize) -> Result<(), String> {
         let setting = &self.case.setting;
         let mut disk = self.base.content();
+        self.adopts = true;
         let mut volume = BdevUbi::open(setting, &mut disk)?;
         let block = setting.block();
         let at = self.random.below((STRIPE / block) as u64) as usize * block;
         let request = self.case.script.len() + index;
         self.note(|| format!("bdev_ubi writes {block} sectors at {at}"), [11, at as u64, 0]);
-        for sector in self.oracle.lucky(setting.tail()) {
-            self.oracle.submit(request, sector..sector + 1, |_| Tag::ZERO);
-            self.oracle.end(request, sector..sector + 1, false, false);
-        }
         self.oracle.submit(request, at..at + block, |sector| Tag::written(request, sector));
         volume.write(at..at + block, |sector| Tag::written(request, sector));
         self.oracle.submit_read(request, 0..setting.volume);
@@ -109,25 +121,51 @@ impl History<'_> {
 
     /// Look at what a cut at this moment may leave, unless nothing has changed since the last one.
     pub(super) fn cut(&mut self) -> Result<(), String> {
-        let moment = (self.base.version(), self.oracle.tick_count());
+        let moment = (self.base.version() ^ self.host.version() << 40, self.oracle.tick_count());
         if moment == self.last_cut {
             return Ok(());
         }
         self.last_cut = moment;
         let subjects = self.subjects();
-        let (setting, depth) = (&self.case.setting, self.case.depth);
+        let depth = self.case.depth;
         let death = self.base.at_process_death();
         let with = subjects.with(Subject::ProcessDeath);
-        self.checker.look(setting, (Cut::ProcessDeath, &death), &self.oracle, depth, with)?;
+        let machine = self.machine(Cut::ProcessDeath);
+        let at = (Cut::ProcessDeath, &death, &machine);
+        self.checker.look(&self.case.setting, at, &self.oracle, depth, with)?;
         let loss = self.base.at_power_loss();
         let with = subjects.with(Subject::PowerLoss);
-        self.checker.look(setting, (Cut::PowerLoss, &loss), &self.oracle, depth, with)
+        let machine = self.machine(Cut::PowerLoss);
+        self.checker.look(&self.case.setting, (Cut::PowerLoss, &loss, &machine), &self.oracle, depth, with)
+    }
+
+    /// What a survivor of a cut at this moment is opened on.
+    fn machine(&self, cut: Cut) -> Machine {
+        let host = match cut {
+            Cut::ProcessDeath => self.host.copy(None),
+            Cut::PowerLoss => self.host.booted_again(),
+        };
+        let is_dropping = self.is_repairing && !self.case.setting.keeps;
+        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping }
+    }
+
+    /// Whether bdev_ubi may have the volume now. After a close that is bound to be, unless a fault is in the way.
+    pub(super) fn is_closed_on_disk(&self) -> Result<bool, String> {
+        let is_closed = BdevUbi::would_open(&self.base.content());
+        match is_closed || self.has_faults {
+            true => Ok(is_closed),
+            false => Err("a clean close leaves a volume that bdev_ubi does not open".into()),
+        }
     }
 
     /// What is going on just now.
     fn subjects(&self) -> Subjects {
         let mut subjects = self.past;
         subjects.add_if(Subject::Format, self.is_opening && !self.is_formatted);
+        subjects.add_if(Subject::Adopt, self.is_opening && self.adopts);
+        subjects.add_if(Subject::Takeover, self.is_opening && self.is_formatted && self.host.has_map());
+        subjects.add_if(Subject::WithMap, self.host.has_map());
+        subjects.add_if(Subject::Repair, self.is_repairing);
         subjects.add_if(Subject::Reopen, self.is_opening && self.is_formatted);
         subjects.add_if(Subject::CleanClose, self.reopening.is_some() && !self.is_opening);
         subjects.add_if(Subject::InlineWrite, self.base.inline_writes() > 0);
@@ -140,6 +178,9 @@ impl History<'_> {
             let unsynced_headers = self.base.has_unsynced_headers();
             self.base.with_ops(|ops| {
                 let headers = ops.iter().any(Op::is_metadata);
+                let state = ops.iter().any(Op::is_superblock) && self.reopening.is_none();
+                subjects.add_if(Subject::Mark, state && !self.sync_failed);
+                subjects.add_if(Subject::SyncFailure, state && self.sync_failed);
                 let sync = ops.iter().any(|op| op.kind == Kind::Flush);
                 subjects.add_if(Subject::Fetch, ops.iter().any(|op| op.kind == Kind::ImageRead));
                 subjects.add_if(Subject::Copy, ops.iter().any(Op::is_copy));

@@ -1,0 +1,96 @@
+//! What a volume needs of the machine it runs on: which boot it is, and a place that outlives the process.
+
+use super::uuid::Uuid;
+use crate::bdev::{BaseIdentity, LocalFuture};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Which map a volume means; all of it is in the map's header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MapIdentity {
+    pub boot_id: Uuid,
+    pub uuid: Uuid,
+    pub epoch: u64,
+    pub base: BaseIdentity,
+    pub stripes: u32,
+}
+
+/// Which stripes are on the base without a header: a byte each, which outlives the process and dies with the kernel.
+pub trait VolatileMap: Send + Sync {
+    fn is_set(&self, stripe: u32) -> bool;
+
+    /// The base holds the stripe. Cheap, and never fails.
+    fn set(&self, stripe: u32);
+
+    /// A flush of the base has failed in this epoch.
+    fn sync_failed(&self) -> bool;
+
+    fn set_sync_failed(&self);
+}
+
+/// A map that was made.
+pub struct NewMap {
+    pub map: std::sync::Arc<dyn VolatileMap>,
+    /// The epoch that was asked for, or a later one where that has a map of another base.
+    pub epoch: u64,
+    pub path: Vec<u8>,
+}
+
+/// See the module. Safe to use from every reactor at once.
+pub trait Host: Send + Sync {
+    /// The boot that runs; None when the kernel does not say.
+    fn boot_id(&self) -> Option<Uuid>;
+
+    /// A UUID that nobody has had before.
+    fn new_uuid(&self) -> Uuid;
+
+    /// Make a map with no stripe set. One that is left of this epoch and base, or of another boot, is replaced.
+    ///
+    /// # Errors
+    /// Why no map can be had; the volume then does without.
+    fn create_map(&self, wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>>;
+
+    /// Open the map that a superblock names, if it is this volume's.
+    ///
+    /// # Errors
+    /// What became of it, as the end of a sentence that begins with its path: "is not there".
+    fn open_map(
+        &self,
+        path: Vec<u8>,
+        wanted: MapIdentity,
+    ) -> LocalFuture<'_, std::result::Result<std::sync::Arc<dyn VolatileMap>, String>>;
+
+    /// Remove a map of this volume, if it is one; what cannot be removed stays.
+    fn remove_map(&self, path: Vec<u8>, uuid: Uuid) -> LocalFuture<'_, ()>;
+}
+
+/// A machine without a place for maps.
+pub struct NoMaps {
+    pub boot_id: Option<Uuid>,
+}
+
+impl Host for NoMaps {
+    fn boot_id(&self) -> Option<Uuid> {
+        self.boot_id
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        super::uuid::random()
+    }
+
+    fn create_map(&self, _wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>> {
+        let error = Error::new(ErrorKind::Unsupported, "no state directory is given");
+        Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn open_map(
+        &self,
+        _path: Vec<u8>,
+        _wanted: MapIdentity,
+    ) -> LocalFuture<'_, std::result::Result<std::sync::Arc<dyn VolatileMap>, String>> {
+        Box::pin(std::future::ready(Err("cannot be looked at without a state directory".into())))
+    }
+
+    fn remove_map(&self, _path: Vec<u8>, _uuid: Uuid) -> LocalFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}

@@ -1,0 +1,252 @@
+//! Volatile maps as files `<state-dir>/<uuid>.<epoch>.map`; docs/on-disk-format.md has their bytes.
+
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::host::{Host, MapIdentity, NewMap, VolatileMap};
+use super::superblock::MAP_PATH_MAX;
+use super::uuid::{self, Uuid};
+use crate::bdev::LocalFuture;
+use crate::error::{Error, ErrorKind, Result};
+use crate::reactor::offload;
+use crate::sys::shared_map::SharedMap;
+
+const MAGIC: &[u8; 8] = b"ubi_map\0";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 4096;
+const HOLDER_AT: usize = 80;
+const SYNC_FAILED_AT: usize = 84;
+/// Epochs that are tried when another base's map has the name: copies of one base have one UUID.
+const EPOCHS_TRIED: u64 = 1024;
+
+/// A directory of this machine.
+pub struct StateDir {
+    /// None: maps cannot be made, but those that superblocks name can be opened.
+    path: Option<PathBuf>,
+    boot_id: Option<Uuid>,
+}
+
+impl StateDir {
+    /// Keep maps in `path`, which is made absolute; it need not be there yet.
+    pub fn new(path: Option<&Path>) -> Self {
+        let path = path.and_then(|path| std::path::absolute(path).ok());
+        Self { path, boot_id: uuid::boot_id() }
+    }
+}
+
+struct MapFile(SharedMap);
+
+impl VolatileMap for MapFile {
+    fn is_set(&self, stripe: u32) -> bool {
+        self.0.load(HEADER_BYTES + stripe as usize) != 0
+    }
+
+    fn set(&self, stripe: u32) {
+        self.0.store(HEADER_BYTES + stripe as usize, 1);
+    }
+
+    fn sync_failed(&self) -> bool {
+        self.0.load(SYNC_FAILED_AT) != 0
+    }
+
+    fn set_sync_failed(&self) {
+        self.0.store(SYNC_FAILED_AT, 1);
+    }
+}
+
+impl MapFile {
+    fn create(path: &Path, wanted: &MapIdentity) -> io::Result<Self> {
+        let map = SharedMap::create(path, &header(wanted), map_bytes(wanted.stripes))?;
+        let file = Self(map);
+        file.hold();
+        Ok(file)
+    }
+
+    /// Open a file whose header says all that is wanted.
+    fn open(path: &Path, wanted: &MapIdentity) -> std::result::Result<Self, String> {
+        let map = SharedMap::open(path, map_bytes(wanted.stripes)).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "is not there".to_owned(),
+            io::ErrorKind::InvalidData => "has another length than a map of this volume".to_owned(),
+            io::ErrorKind::PermissionDenied => "is not a file of this user alone".to_owned(),
+            _ => format!("cannot be opened ({error})"),
+        })?;
+        let expected = header(wanted);
+        let is_ours = (0..HOLDER_AT).all(|at| map.load(at) == expected[at]);
+        if is_ours { Ok(Self(map)) } else { Err("is that of another boot, epoch, base or volume".into()) }
+    }
+
+    /// Note who uses it, for people.
+    fn hold(&self) {
+        for (at, byte) in std::process::id().to_le_bytes().into_iter().enumerate() {
+            self.0.store(HOLDER_AT + at, byte);
+        }
+    }
+}
+
+fn map_bytes(stripes: u32) -> usize {
+    HEADER_BYTES + stripes as usize
+}
+
+fn header(wanted: &MapIdentity) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    let base = &wanted.base;
+    let parts: [&[u8]; 9] = [
+        MAGIC,
+        &VERSION.to_le_bytes(),
+        &wanted.stripes.to_le_bytes(),
+        &wanted.boot_id.0,
+        &wanted.uuid.0,
+        &wanted.epoch.to_le_bytes(),
+        &base.dev.to_le_bytes(),
+        &base.ino.to_le_bytes(),
+        &base.rdev.to_le_bytes(),
+    ];
+    let all = parts.concat();
+    bytes[..all.len()].copy_from_slice(&all);
+    bytes
+}
+
+fn file_name(uuid: Uuid, epoch: u64) -> String {
+    format!("{uuid}.{epoch}.map")
+}
+
+/// Whether a map with this name may be replaced: it is of another boot, or of this very base, whose lock we hold.
+fn is_stale(path: &Path, wanted: &MapIdentity) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut found = [0; HOLDER_AT];
+    let read = std::fs::symlink_metadata(path)
+        .and_then(
+            |meta| if meta.is_file() { std::fs::File::open(path) } else { Err(io::ErrorKind::InvalidData.into()) },
+        )
+        .and_then(|file| file.read_exact_at(&mut found, 0));
+    let expected = header(wanted);
+    let is_same = |range: std::ops::Range<usize>| found[range.clone()] == expected[range];
+    read.is_ok() && is_same(0..12) && is_same(32..48) && (!is_same(16..32) || is_same(56..HOLDER_AT))
+}
+
+fn create(dir: &Path, mut wanted: MapIdentity) -> Result<NewMap> {
+    let first = wanted.epoch;
+    for epoch in first..first.saturating_add(EPOCHS_TRIED) {
+        wanted.epoch = epoch;
+        let path = dir.join(file_name(wanted.uuid, epoch));
+        if path.as_os_str().len() > MAP_PATH_MAX {
+            return Err(Error::new(ErrorKind::InvalidParams, format!("the path {} is too long", path.display())));
+        }
+        if is_stale(&path, &wanted) {
+            let _ = std::fs::remove_file(&path);
+        }
+        match MapFile::create(&path, &wanted) {
+            Ok(map) => return Ok(NewMap { map: Arc::new(map), epoch, path: path.into_os_string().into_vec() }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(Error::from_io(format_args!("make {}", path.display()), &error)),
+        }
+    }
+    let message = format!("{} has very many maps of volume {} from other bases", dir.display(), wanted.uuid);
+    Err(Error::new(ErrorKind::AlreadyExists, message))
+}
+
+/// Open the map at a path that a superblock names: only a file with a map's own name.
+fn open(path: &[u8], wanted: &MapIdentity) -> std::result::Result<Arc<dyn VolatileMap>, String> {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    if path.file_name().and_then(|name| name.to_str()) != Some(file_name(wanted.uuid, wanted.epoch).as_str()) {
+        return Err("has not the name of a map of this volume".into());
+    }
+    let map = MapFile::open(path, wanted)?;
+    map.hold();
+    Ok(Arc::new(map))
+}
+
+fn remove(path: &[u8], uuid: Uuid) {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_ours = name.starts_with(&format!("{uuid}.")) && name.ends_with(".map");
+    if is_ours && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+impl Host for StateDir {
+    fn boot_id(&self) -> Option<Uuid> {
+        self.boot_id
+    }
+
+    fn new_uuid(&self) -> Uuid {
+        uuid::random()
+    }
+
+    fn create_map(&self, wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>> {
+        let Some(dir) = self.path.clone() else {
+            let error = Error::new(ErrorKind::Unsupported, "no state directory is given");
+            return Box::pin(std::future::ready(Err(error)));
+        };
+        Box::pin(async move { offload::run(move || create(&dir, wanted).map(Arc::new)).await.map(unshared) })
+    }
+
+    fn open_map(
+        &self,
+        path: Vec<u8>,
+        wanted: MapIdentity,
+    ) -> LocalFuture<'_, std::result::Result<Arc<dyn VolatileMap>, String>> {
+        Box::pin(offload::run(move || open(&path, &wanted)))
+    }
+
+    fn remove_map(&self, path: Vec<u8>, uuid: Uuid) -> LocalFuture<'_, ()> {
+        Box::pin(offload::run(move || remove(&path, uuid)))
+    }
+}
+
+fn unshared(shared: Arc<NewMap>) -> NewMap {
+    NewMap { map: Arc::clone(&shared.map), epoch: shared.epoch, path: shared.path.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bdev::BaseIdentity;
+
+    fn wanted() -> MapIdentity {
+        let base = BaseIdentity { dev: 1, ino: 2, rdev: 0 };
+        MapIdentity { boot_id: Uuid([1; 16]), uuid: Uuid([2; 16]), epoch: 7, base, stripes: 10 }
+    }
+
+    #[test]
+    fn a_map_is_found_again_by_who_means_it_and_by_nobody_else() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let made = create(dir.path(), wanted()).expect("made");
+        made.map.set(9);
+        let again = open(&made.path, &wanted()).expect("opened");
+        assert!(again.is_set(9) && !again.is_set(8) && !again.sync_failed());
+        again.set_sync_failed();
+        assert!(made.map.sync_failed());
+        let refused = |change: &dyn Fn(&mut MapIdentity)| {
+            let mut other = wanted();
+            change(&mut other);
+            open(&made.path, &other).err().expect("refused")
+        };
+        assert!(refused(&|map| map.boot_id = Uuid([9; 16])).contains("another boot"));
+        assert!(refused(&|map| map.base.ino = 3).contains("another boot"));
+        assert!(refused(&|map| map.stripes = 11).contains("another length"));
+        assert!(refused(&|map| map.epoch = 8).contains("name"));
+        remove(&made.path, Uuid([3; 16]));
+        assert!(open(&made.path, &wanted()).is_ok(), "not that volume's");
+        remove(&made.path, Uuid([2; 16]));
+        assert_eq!(open(&made.path, &wanted()).err().expect("gone"), "is not there");
+    }
+
+    #[test]
+    fn a_left_map_of_this_base_is_replaced_and_a_copys_map_is_left_alone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let left = create(dir.path(), wanted()).expect("made");
+        left.map.set(3);
+        let ours = create(dir.path(), wanted()).expect("made again");
+        assert!((ours.epoch, ours.map.is_set(3)) == (7, false));
+        let copy = MapIdentity { base: BaseIdentity { dev: 1, ino: 5, rdev: 0 }, ..wanted() };
+        assert_eq!(create(dir.path(), copy).expect("made").epoch, 8);
+        assert!(open(&ours.path, &wanted()).is_ok());
+        let after_boot = MapIdentity { boot_id: Uuid([5; 16]), ..wanted() };
+        assert_eq!(create(dir.path(), after_boot).expect("made").epoch, 7, "another boot's says nothing");
+        assert!(create(&dir.path().join("no"), wanted()).is_err());
+    }
+}
