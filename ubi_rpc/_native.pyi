@@ -176,7 +176,7 @@ def ubi_repair(
 ) -> None:
     """Carry out a plan, with the arguments that it was made with. The next open recovers the volume and says so.
 
-    Takes the base's lock exclusively. A crash leaves a volume that is refused as before and can be repaired again.
+    Takes the base's lock exclusively. A crash leaves it repaired, or refused as before.
 
     Errors: as ubi_plan_repair; invalid_state when the base is not what the plan was made from; io from the base.
     """

@@ -439,7 +439,7 @@ impl<'a> History<'a> {
             self.take_what_is_left()?;
         }
         self.is_repairing = false;
-        self.must_refuse &= result.is_err();
+        self.must_refuse = false; // also when it failed: what decides may have been written by then
         self.past.add_if(Subject::AfterRepair, result.is_ok());
         self.start_open();
         Ok(())

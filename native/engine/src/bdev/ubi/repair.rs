@@ -64,7 +64,7 @@ pub async fn plan(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: C
     Ok(prepare(base, host, request, choice).await?.plan)
 }
 
-/// Carry out a plan. A cut leaves a volume that is refused as before and can be repaired again.
+/// Carry out a plan. A cut leaves a volume that is repaired, or refused as before and can be repaired again.
 ///
 /// # Errors
 /// `InvalidState` when the base is not what the plan was made from; those of [`plan`]; and those of the base.

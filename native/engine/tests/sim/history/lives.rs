@@ -34,6 +34,7 @@ impl History<'_> {
         self.sync_failed_before |= self.sync_failed;
         self.image = SimImage::new(&self.case.setting, Some(Arc::clone(&self.base)));
         self.host = self.host.copy(Some(Arc::clone(&self.base)));
+        self.must_refuse &= !self.is_repairing;
         self.is_repairing = false;
         if self.image_changed {
             self.image.change();
