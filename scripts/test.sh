@@ -103,7 +103,7 @@ rust() {
     # Optimised, for millions of states: the engine as it ships, then one with faults that can be switched on.
     set -- --manifest-path native/Cargo.toml --locked --release -p ubi-engine
     check "crash simulation" "^simulation: [0-9]{7,} " cargo test "$@" --test crash_simulation -- --nocapture
-    check "metadata damage" "test result" cargo test "$@" --test ubi_examine
+    check "metadata damage" "test result" cargo test "$@" --test ubi_examine --test ubi_damage
     check "broken variants" "test result" cargo test "$@" --features broken-variants --test broken_variants -- --nocapture
     check "fuzzing" "^fuzz: .* runs" sh scripts/fuzz.sh "${UBI_FUZZ_SECONDS:-12}"
     if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ] && with_engine io_uring; then

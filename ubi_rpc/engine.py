@@ -26,6 +26,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 UbiProblem: TypeAlias = "_native.UbiProblem"
+UbiRepairPlan: TypeAlias = "_native.UbiRepairPlan"
 UbiReport: TypeAlias = "_native.UbiReport"
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,62 @@ def inspect(
     try:
         return _native.ubi_inspect(
             path, image_path=image_path, stripe_size_kb=stripe_size_kb, block_size=block_size, wait_s=wait_s
+        )
+    except _native.EngineError as error:
+        raise _translated(error) from error
+
+
+def plan_repair(
+    path: str,
+    *,
+    choice: Literal["keep", "drop"],
+    image_path: str | None,
+    stripe_size_kb: int | None,
+    uuid: str | None,
+    block_size: int | None,
+    wait_s: float,
+) -> UbiRepairPlan:
+    """Say what a repair would do. Arguments and errors as `_native.ubi_plan_repair`."""
+    from ubi_rpc import _native
+
+    try:
+        return _native.ubi_plan_repair(
+            path,
+            choice=choice,
+            image_path=image_path,
+            stripe_size_kb=stripe_size_kb,
+            uuid=uuid,
+            block_size=block_size,
+            wait_s=wait_s,
+        )
+    except _native.EngineError as error:
+        raise _translated(error) from error
+
+
+def repair(
+    path: str,
+    *,
+    choice: Literal["keep", "drop"],
+    token: int,
+    image_path: str | None,
+    stripe_size_kb: int | None,
+    uuid: str | None,
+    block_size: int | None,
+    wait_s: float,
+) -> None:
+    """Carry out a plan. Arguments and errors as `_native.ubi_repair`."""
+    from ubi_rpc import _native
+
+    try:
+        _native.ubi_repair(
+            path,
+            choice=choice,
+            token=token,
+            image_path=image_path,
+            stripe_size_kb=stripe_size_kb,
+            uuid=uuid,
+            block_size=block_size,
+            wait_s=wait_s,
         )
     except _native.EngineError as error:
         raise _translated(error) from error

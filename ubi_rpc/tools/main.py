@@ -47,6 +47,17 @@ def parser() -> argparse.ArgumentParser:
         command = _command(commands, name, text, run)
         command.add_argument("-i", "--image", metavar="FILE", help="the volume's image: say as well whether it is")
         command.add_argument("--json", action="store_true", help="print everything as JSON")
+    mend = _command(commands, "repair", "mend a volume that bdev_ubi_create refuses; says first what is lost", repair)
+    mend.add_argument("-i", "--image", metavar="FILE", help="the volume's image, where it is needed or has changed")
+    mend.add_argument("--uuid", metavar="UUID", default=None, help="of a volume that has lost its superblocks")
+    choice = mend.add_mutually_exclusive_group()
+    choice.add_argument("--keep", dest="choice", action="store_const", const="keep",
+                        help="take stripes in doubt as they are on the base")  # fmt: skip
+    choice.add_argument("--drop", dest="choice", action="store_const", const="drop",
+                        help="read stripes in doubt from the image again")  # fmt: skip
+    mend.add_argument("-y", "--yes", action="store_true", help="do it without asking")
+    mend.add_argument("-n", "--dry-run", action="store_true",
+                      help="only say what would be done, as without a terminal and without --yes")  # fmt: skip
     export = _command(commands, "export", "write a volume's content to a file", export_volume)
     export.add_argument("out", metavar="FILE", type=Path, help="file to write; sparse where the volume is zero")
     export.add_argument("-i", "--image", metavar="FILE", required=True, help="the volume's image")
@@ -100,6 +111,24 @@ def show(args: argparse.Namespace) -> int:
     report = look(args)
     print(json.dumps(report, indent=2) if args.json else "\n".join(inspect_lines(report)))
     return Exit.OK
+
+
+def repair(args: argparse.Namespace) -> int:
+    """Run `ubi repair`."""
+    from ubi_rpc.tools.repair import Repair, run
+
+    job = Repair(
+        base=args.base,
+        choice=args.choice,
+        image=args.image,
+        stripe_size_kb=args.stripe_size_kb,
+        uuid=args.uuid,
+        block_size=args.block_size,
+        wait_s=args.wait,
+        yes=args.yes,
+        dry_run=args.dry_run,
+    )
+    return run(job)
 
 
 def export_volume(args: argparse.Namespace) -> int:
