@@ -68,7 +68,7 @@ async def test_all_parameters_of_spdk_are_taken(domain: Domain) -> None:
         ({"ctrlr": "../x"}, "Invalid argument"),
         ({"ctrlr": "x" * 108}, "Invalid argument"),
         ({"ctrlr": 5}, "Invalid argument"),
-        ({"unknown": 1}, "Invalid argument"),
+        ({"readonly": None}, "Invalid argument"),
         ({"packed_ring": True}, "Operation not supported"),
     ],
 )
@@ -80,6 +80,14 @@ async def test_a_create_that_cannot_be_is_refused_as_spdk_does(
     given = {"ctrlr": "vh1", "dev_name": "aio0", **params}
     assert await domain.error("vhost_create_blk_controller", **given) == (-32602, text)
     assert [one["ctrlr"] for one in await domain.call("vhost_get_controllers")] == ["vh0"]
+
+
+async def test_parameters_that_only_another_transport_or_release_knows_are_ignored(domain: Domain) -> None:
+    await domain.aio()
+    given = {"ctrlr": "vh0", "dev_name": "aio0", "packed_ring_recovery": False, "vfio": {"x": 1}}
+    assert await domain.call("vhost_create_blk_controller", **given) is True
+    (saved,) = await domain.call("framework_get_config", name="vhost_blk")
+    assert set(saved["params"]) == {"ctrlr", "dev_name", "readonly", "transport"}
 
 
 async def test_a_claimed_bdev_can_only_be_read(domain: Domain) -> None:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ConfigDict
 from typing_extensions import override
 
 from ubi_rpc.engine import Bdev, BdevInfo, Engine, VhostController
@@ -29,7 +30,7 @@ DEFAULT_IOPS_THRESHOLD = 60000
 
 
 class VhostBlkParams(Params):
-    """Parameters of vhost_create_blk_controller.
+    """Parameters of vhost_create_blk_controller; others are ignored, as SPDK does: each transport has its own.
 
     Args:
         ctrlr: name of the controller, and of its socket in the -S directory.
@@ -39,6 +40,8 @@ class VhostBlkParams(Params):
         packed_ring: offer the packed ring, which is not supported.
         transport: vhost_user_blk.
     """
+
+    model_config = ConfigDict(extra="ignore")
 
     ctrlr: Text
     dev_name: Text
