@@ -27,6 +27,21 @@ def test_cpus_are_read_from_masks_and_lists(text: str, cpus: tuple[int, ...]) ->
     assert parse_cpus(text) == cpus
 
 
+HUGE = ["[0-99999999999]", "[99999999999]", "[1024]", hex(1 << 1024), "f" * 260_000, "[" + "0," * 100_000 + "0]"]
+"""Sets of more CPUs than a machine has: reading one takes neither time nor memory, whoever sends it."""
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("text", HUGE)
+def test_a_set_of_more_cpus_than_spdk_knows_is_refused_at_once(text: str) -> None:
+    with pytest.raises(ValueError, match="1024"):
+        parse_cpus(text)
+
+
+def test_the_last_cpu_that_spdk_knows_can_be_named() -> None:
+    assert parse_cpus(hex(1 << 1023)) == parse_cpus("[1023]") == (1023,)
+
+
 @pytest.mark.parametrize("text", ["", "0", "0x", "-1", "[]", "[a]", "[1-0]", "[0,]", "xyz", "[-1]"])
 def test_what_is_no_cpu_set_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):

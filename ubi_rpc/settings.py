@@ -18,6 +18,9 @@ from ubi_rpc.log_control import FLAGS
 DEFAULT_RPC_SOCKET = "/var/tmp/spdk.sock"  # noqa: S108  SPDK's own default: clients look there
 """Source: SPDK include/spdk/rpc.h, SPDK_DEFAULT_RPC_ADDR."""
 
+MAX_CPUS = 1024
+"""CPUs that a set can name. Source: SPDK include/spdk/cpuset.h, SPDK_CPUSET_SIZE."""
+
 MAX_UNPINNED_REACTORS = 4
 """Without -m: more reactors than this only pay off when queues are spread by hand."""
 
@@ -85,22 +88,31 @@ def parse_cpus(text: str) -> tuple[int, ...]:
     Source: SPDK lib/env_dpdk, -m: "core mask (like 0xF) or core list of '[]' embraced".
 
     Raises:
-        ValueError: it is neither, or it names no CPU.
+        ValueError: it is neither, it names no CPU, or one from `MAX_CPUS` up.
     """
     text = text.strip()
+    if len(text) > MAX_CPUS * 8:
+        raise ValueError(f"longer than a set of {MAX_CPUS} CPUs is")
     cpus: set[int] = set()
     if text.startswith("[") and text.endswith("]"):
         for part in text[1:-1].split(","):
             first, _, last = part.partition("-")
+            _refuse_beyond(int(first), int(last or first))
             cpus.update(range(int(first), int(last or first) + 1))
     else:
         mask = int(text, 16)
         if mask < 0:
             raise ValueError("a mask is not negative")
+        _refuse_beyond(mask.bit_length() - 1)
         cpus.update(cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1)
     if not cpus:
         raise ValueError("no CPU in it")
     return tuple(sorted(cpus))
+
+
+def _refuse_beyond(*cpus: int) -> None:
+    if max(cpus) >= MAX_CPUS:
+        raise ValueError(f"CPUs are numbered below {MAX_CPUS}")
 
 
 def default_state_dir(environ: dict[str, str], *, root: bool) -> Path:
