@@ -19,6 +19,9 @@ NVME = {
 }
 
 
+ISOLATED = "Scheduling core cannot be included in isolated core mask.\n"
+
+
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -28,7 +31,8 @@ NVME = {
         ("bdev_set_options", {}),
         ("bdev_set_options", {"bdev_io_pool_size": 65536}),
         ("bdev_set_options", {"bdev_io_pool_size": 512, "bdev_io_cache_size": 256}),
-        ("scheduler_set_options", {"isolated_core_mask": "0x2", "scheduling_core": 1}),
+        ("scheduler_set_options", {"isolated_core_mask": "0x2", "scheduling_core": 0}),
+        ("scheduler_set_options", {"isolated_core_mask": "0", "scheduling_core": 1}),
         ("sock_set_default_impl", {"impl_name": "uring"}),
         ("sock_impl_set_options", {"impl_name": "ssl", "tls_version": 13, "psk_key": "secret"}),
         ("bdev_nvme_set_options", NVME),
@@ -63,6 +67,11 @@ async def test_options_are_accepted_before_the_subsystems_are_up(
         ("framework_set_scheduler", {}, (-32602, "Invalid parameters")),
         ("scheduler_set_options", {"x": 1}, (-32602, "Invalid parameters")),
         ("framework_get_scheduler", {"x": 1}, (-32602, "'rpc_get_scheduler' requires no arguments")),
+        ("scheduler_set_options", {"isolated_core_mask": "0x3"}, (-32602, ISOLATED)),
+        ("scheduler_set_options", {"isolated_core_mask": "[1,5]", "scheduling_core": 5}, (-32602, ISOLATED)),
+        ("scheduler_set_options", {"isolated_core_mask": "x"}, (-32602, "Invalid isolated core mask\n")),
+        ("bdev_raid_set_options", {"x": 1}, (-32700, "spdk_json_decode_object failed")),
+        ("bdev_iscsi_set_options", {"x": 1}, (-32603, "spdk_json_decode_object failed")),
     ],
 )
 async def test_wrong_options_get_spdks_answer_and_change_nothing(
@@ -74,6 +83,25 @@ async def test_wrong_options_get_spdks_answer_and_change_nothing(
     domain.startup.state = State.RUNTIME
     after = [await domain.call("framework_get_config", name=name) for name in ("iobuf", "accel", "bdev", "sock")]
     assert before == after
+
+
+async def test_methods_that_need_the_subsystems_refuse_in_spdks_words(domain: Domain) -> None:
+    governor = (-32602, "'rpc_get_governor' requires no arguments")
+    assert await domain.error("framework_get_governor", x=1) == governor
+    for params in ({}, {"enable": 1}, {"enable": True, "x": 1}):
+        assert await domain.error("bdev_nvme_set_hotplug", **params) == (-32602, "Invalid argument")
+
+
+async def test_the_isolated_cpus_are_shown_as_spdk_shows_them(domain: Domain) -> None:
+    domain.startup.state = State.STARTUP
+    for given, shown in (("0x6", "6"), ("[1,4]", "12"), ("0x0", "0")):
+        await domain.call("scheduler_set_options", isolated_core_mask=given)
+        assert (await domain.call("framework_get_scheduler"))["isolated_core_mask"] == shown
+
+
+async def test_a_period_of_0_is_none(domain: Domain) -> None:
+    await domain.call("framework_set_scheduler", name="static", period=0)
+    assert (await domain.call("framework_get_scheduler"))["scheduler_period"] == 1_000_000
 
 
 async def test_options_that_are_not_named_keep_their_value(domain: Domain) -> None:

@@ -160,3 +160,4 @@ async def test_the_transport_is_shown(domain: Domain) -> None:
     assert await domain.call("virtio_blk_get_transports") == [{"name": "vhost_user_blk"}]
     assert await domain.call("virtio_blk_get_transports", name="vhost_user_blk") == [{"name": "vhost_user_blk"}]
     assert await domain.error("virtio_blk_get_transports", name="x") == (-19, "No such device")
+    assert await domain.error("virtio_blk_get_transports", x=1) == (-32602, "Invalid parameters")

@@ -17,6 +17,7 @@ from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, DECODE_FAILED, INVALID_PARAMETERS, Method, State
 from ubi_rpc.rpc.wire_errors import WireError
+from ubi_rpc.settings import parse_cpus
 from ubi_rpc.storage.options import Options
 from ubi_rpc.suggest import did_you_mean
 
@@ -75,6 +76,27 @@ def check_sock_impl(values: dict[str, object]) -> None:
         )
 
 
+def isolated_cpus(mask: str) -> set[int]:
+    """Return the CPUs of an isolated_core_mask, none for 0.
+
+    Raises:
+        ValueError: it is no mask.
+    """
+    return set() if mask.lower() in {"0", "0x0"} else set(parse_cpus(mask))
+
+
+def check_scheduler_options(values: dict[str, object]) -> None:
+    """Refuse an isolated_core_mask that is none, or that has the scheduler's own CPU in it."""
+    text = None
+    try:
+        if values.get("scheduling_core", 0) in isolated_cpus(str(values.get("isolated_core_mask", "0"))):
+            text = "Scheduling core cannot be included in isolated core mask.\n"
+    except ValueError:
+        text = "Invalid isolated core mask\n"
+    if text is not None:
+        raise WireError((-32602, text), ErrorKind.INVALID_PARAMS, f"scheduler_set_options: {text.strip()}")
+
+
 def _nothing(_values: dict[str, object]) -> None:
     """Accept any value of the right type."""
 
@@ -131,10 +153,11 @@ def scheduler(services: Services) -> dict[str, object]:
     kept = services.options.get("framework_set_scheduler")
     options = services.options.get("scheduler_set_options")
     name = kept.get("name", DEFAULT_SCHEDULER)
+    mask = str(options.get("isolated_core_mask", "0"))
     shown: dict[str, object] = {
         "scheduler_name": name,
-        "scheduler_period": kept.get("period", DEFAULT_PERIOD_US if kept else 0),
-        "isolated_core_mask": options.get("isolated_core_mask", "0"),
+        "scheduler_period": kept.get("period") or (DEFAULT_PERIOD_US if kept else 0),
+        "isolated_core_mask": f"{sum(1 << cpu for cpu in isolated_cpus(mask)):x}",
         "scheduling_core": options.get("scheduling_core", 0),
     }
     if name == "dynamic":
@@ -173,8 +196,13 @@ def _method(
 METHODS = (
     _method("framework_set_scheduler", models.SchedulerParams, framework_set_scheduler, ANY_STATE),
     _answer("framework_get_scheduler", scheduler, "'rpc_get_scheduler' requires no arguments", ANY_STATE),
-    _setter("scheduler_set_options", models.SchedulerOptions, decode_error=INVALID_PARAMETERS),
-    _answer("framework_get_governor", lambda _: {}, "'framework_get_governor' requires no arguments"),
+    _setter(
+        "scheduler_set_options",
+        models.SchedulerOptions,
+        decode_error=INVALID_PARAMETERS,
+        check=check_scheduler_options,
+    ),
+    _answer("framework_get_governor", lambda _: {}, "'rpc_get_governor' requires no arguments"),
     _method("framework_monitor_context_switch", models.MonitorParams, framework_monitor_context_switch, State.RUNTIME),
     _locks("disable"),
     _locks("enable"),
@@ -187,10 +215,20 @@ METHODS = (
     _answer("iobuf_get_stats", lambda _: [], "iobuf_get_stats requires no parameters"),
     _setter("accel_set_options", models.AccelOptions, decode_error=(-32700, DECODE_FAILED[1])),
     _setter("bdev_set_options", models.BdevOptions, decode_error=INVALID_PARAMETERS, check=check_bdev),
-    _setter("bdev_raid_set_options", models.RaidOptions, states=ANY_STATE),
+    _setter(
+        "bdev_raid_set_options",
+        models.RaidOptions,
+        states=ANY_STATE,
+        decode_error=(-32700, DECODE_FAILED[1]),
+    ),
     _setter("bdev_iscsi_set_options", models.IscsiOptions, states=ANY_STATE),
     _setter("bdev_nvme_set_options", models.NvmeOptions, states=ANY_STATE),
-    _setter("bdev_nvme_set_hotplug", models.NvmeHotplug, states=State.RUNTIME),
+    _setter(
+        "bdev_nvme_set_hotplug",
+        models.NvmeHotplug,
+        states=State.RUNTIME,
+        decode_error=(-32602, os.strerror(errno.EINVAL)),
+    ),
     _setter(
         "sock_set_default_impl",
         models.SockImplName,

@@ -9,7 +9,7 @@ from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.vhost_blk import TRANSPORT, CoalescingParams, VhostBlkController, VhostBlkParams
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import Params, Text
-from ubi_rpc.rpc.method import Method
+from ubi_rpc.rpc.method import INVALID_PARAMETERS, Method
 from ubi_rpc.storage.entries import ExportEntry, ObjectState
 
 REFUSED = -32602
@@ -143,6 +143,6 @@ METHODS = (
         name="virtio_blk_get_transports",
         params=GetTransportsParams,
         handler=virtio_blk_get_transports,
-        decode_error=(REFUSED, INVALID_ARGUMENT),
+        decode_error=INVALID_PARAMETERS,
     ),
 )
