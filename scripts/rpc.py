@@ -518,13 +518,27 @@ UBI = (
             arg("-n", "--name", required=True, help="Name of the new bdev"),
             arg("-b", "--base-bdev", required=True, help="Bdev that holds the overlay"),
             arg("-i", "--image-path", required=True, help="Raw image: a file or block device"),
-            arg("-s", "--stripe-size-kb", type=int, help="KiB copied at a time, 64 to 1024. Default: 1024"),
+            arg(
+                "-s",
+                "--stripe-size-kb",
+                type=int,
+                help="KiB copied at a time, 64 to 1024. Default: the volume's own, 1024 for a new one",
+            ),
             if_given("--no-sync", const=True, help="Answer a flush without making anything durable"),
             if_given(
                 "--no-copy-on-read", dest="copy_on_read", const=False, help="Copy a stripe only when it is written"
             ),
             if_given("--no-directio", dest="directio", const=False, help="Read the image through the page cache"),
             if_given("--allow-remote", const=True, help="Stand on a base on NFS, CIFS or FUSE"),
+            if_given("--wipe", const=True, help="Format a base whose first sector was zeroed but not its superblocks"),
+            if_given(
+                "--adopt", const=True, help="Take over what bdev_ubi has written since the last close here"
+            ),
+            arg(
+                "--recover",
+                choices=("discard_unpublished",),
+                help="After a crash whose volatile map is lost: give up what only the map knew, as a power cut would",
+            ),
             arg("--uuid", help="UUID of the bdev (optional)"),
         ),
     ),

@@ -1,0 +1,92 @@
+"""The volatile map is lost while the kernel lives: nothing is guessed; what only it knew is given up when asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.images import METADATA_BYTES, MIB, make_image, make_sparse
+from tests.support.rpc_client import RpcError
+from tests.support.seeds import rng
+
+pytestmark = pytest.mark.timeout(120)
+
+STRIPE = 65536
+IMAGE_BYTES = 8 * STRIPE
+FLUSHED = b"f" * 4096
+WRITTEN = b"w" * 4096
+
+
+def _killed(daemon: Daemon, folder: Path) -> tuple[Path, Path]:
+    """A volume with a flushed stripe and one that only the map knows, and its daemon killed; a new one runs."""
+    image, base = folder / "image.raw", make_sparse(folder / "base.raw", METADATA_BYTES + MIB)
+    make_image(image, IMAGE_BYTES, rng("lost map"))
+    daemon.start().create_aio("base0", base)
+    daemon.create_ubi("ubi0", "base0", image)
+    with daemon.client("ubi0") as client:
+        client.write(0, FLUSHED)
+        client.flush()
+        client.write(STRIPE, WRITTEN)
+    status = daemon.call("bdev_ubi_get_status", name="ubi0")
+    assert (status["state"], status["acknowledged_by"]) == ("open", "map")
+    map_path = Path(status["map_path"])
+    assert map_path.parent == folder / "state"
+    daemon.kill()
+    daemon.start().create_aio("base0", base)
+    return image, map_path
+
+
+def _create(daemon: Daemon, image: Path, **more: object) -> None:
+    daemon.call(
+        "bdev_ubi_create", name="ubi0", base_bdev="base0", image_path=str(image), stripe_size_kb=STRIPE >> 10, **more
+    )
+
+
+def _read(daemon: Daemon, offset: int) -> bytes:
+    daemon.call("nbd_create_export", bdev_name="ubi0")
+    with daemon.client("ubi0") as client:
+        return bytes(client.read_range(offset, offset + 4096))
+
+
+def test_with_its_map_an_unflushed_write_is_there(unstarted_daemon: Daemon, folder: Path) -> None:
+    image, _ = _killed(unstarted_daemon, folder)
+    _create(unstarted_daemon, image)
+    assert unstarted_daemon.call("bdev_ubi_get_status", name="ubi0")["recovered"] == "map"
+    assert _read(unstarted_daemon, STRIPE) == WRITTEN
+
+
+@pytest.mark.parametrize("becomes", ["gone", "cut short", "that of another volume"])
+def test_without_its_map_it_is_refused_and_nothing_is_written(
+    unstarted_daemon: Daemon, folder: Path, becomes: str
+) -> None:
+    image, map_path = _killed(unstarted_daemon, folder)
+    content = map_path.read_bytes()
+    if becomes == "gone":
+        map_path.unlink()
+    elif becomes == "cut short":
+        map_path.write_bytes(content[:-1])
+    else:
+        map_path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+    before = (folder / "base.raw").read_bytes()
+    with pytest.raises(RpcError) as refused:
+        _create(unstarted_daemon, image)
+    assert refused.value.code == -22
+    assert "discard_unpublished" in str(refused.value)
+    assert (folder / "base.raw").read_bytes() == before
+
+    map_path.write_bytes(content)
+    map_path.chmod(0o600)
+    _create(unstarted_daemon, image)
+    assert _read(unstarted_daemon, STRIPE) == WRITTEN
+
+
+def test_what_only_the_map_knew_is_given_up_when_asked(unstarted_daemon: Daemon, folder: Path) -> None:
+    image, map_path = _killed(unstarted_daemon, folder)
+    map_path.unlink()
+    _create(unstarted_daemon, image, recover="discard_unpublished")
+    assert _read(unstarted_daemon, 0) == FLUSHED
+    with unstarted_daemon.client("ubi0") as client:
+        lost = bytes(client.read_range(STRIPE, STRIPE + 4096))
+    assert lost == image.read_bytes()[STRIPE : STRIPE + 4096]
