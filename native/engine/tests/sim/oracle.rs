@@ -21,8 +21,6 @@ struct Entry {
     end: u64,
     /// Acknowledged, and bound to be there.
     counts: bool,
-    /// Found after a cut, though nobody had been told that it would be there.
-    is_luck: bool,
 }
 
 type Entries = SmallVec<[Entry; 2]>;
@@ -65,9 +63,7 @@ impl std::fmt::Display for Wrong {
 impl Oracle {
     /// A volume that reads as `fresh`.
     pub fn new(fresh: &[Tag]) -> Self {
-        let entry = |&tag| {
-            SmallVec::from_elem(Entry { tag, request: usize::MAX, start: 0, end: 0, counts: true, is_luck: false }, 1)
-        };
+        let entry = |&tag| SmallVec::from_elem(Entry { tag, request: usize::MAX, start: 0, end: 0, counts: true }, 1);
         let now: Vec<Entries> = fresh.iter().map(entry).collect();
         Self { after_loss: now.clone(), now, reads: Vec::new(), time: 0 }
     }
@@ -88,7 +84,7 @@ impl Oracle {
         let start = self.tick();
         for sector in range.clone() {
             let tag = tag_of(sector);
-            let entry = Entry { tag, request, start, end: u64::MAX, counts: false, is_luck: false };
+            let entry = Entry { tag, request, start, end: u64::MAX, counts: false };
             self.now[sector].push(entry);
             self.after_loss[sector].push(entry);
             for read in &mut self.reads {
@@ -154,67 +150,31 @@ impl Oracle {
         Ok(())
     }
 
-    /// The same for a volume that bdev_ubi 0.1 has read. Its fetch of the last stripe overwrites what is past the image
-    /// end in it (`tail`). A header keeps it from that for everything that was acknowledged; what a cut left of other
-    /// writes it may turn into zeros.
-    ///
-    /// # Errors
-    /// The first sector that is not as promised.
-    pub fn check_by_bdev_ubi(&self, cut: Cut, found: &[Tag], tail: Range<usize>) -> Result<(), Wrong> {
-        let mut found = found.to_vec();
-        for sector in tail {
-            let entries = &self.entries(cut)[sector];
-            if found[sector] == Tag::ZERO && entries.iter().any(|entry| entry.is_luck) {
-                found[sector] = entries[0].tag;
-            }
-        }
-        self.check(cut, &found)
-    }
-
-    /// The sectors of a range that a cut has left in a state that nobody had been told of.
-    pub fn lucky(&self, range: Range<usize>) -> Vec<usize> {
-        range.filter(|&sector| self.now[sector].iter().any(|entry| entry.is_luck)).collect()
-    }
-
     /// A number for all that `check` depends on.
     pub fn hash(&self, cut: Cut) -> u64 {
         self.entries(cut).iter().fold(0, |hash: u64, entries| {
-            let tags = entries
-                .iter()
-                .fold(0, |sum: u64, entry| sum.wrapping_add(mix(entry.tag.number() ^ u64::from(entry.is_luck))));
+            let tags = entries.iter().fold(0, |sum: u64, entry| sum.wrapping_add(mix(entry.tag.number())));
             (hash ^ tags).wrapping_mul(0x9fb2_1c65_1e98_df25).rotate_left(29)
         })
     }
 
     /// The process has died; the volume reads as `found` since. What was acknowledged still waits for its flush.
     pub fn survive_process_death(&mut self, found: &[Tag]) {
-        self.survive(found, |entries, tag| {
-            !entries.iter().any(|entry| entry.tag == tag && entry.counts && !entry.is_luck)
-        });
-    }
-
-    fn survive(&mut self, found: &[Tag], is_luck: impl Fn(&Entries, Tag) -> bool) {
         let time = self.tick();
         self.reads.clear();
         for entry in self.after_loss.iter_mut().flatten() {
             entry.end = entry.end.min(time);
         }
         for (entries, &tag) in self.now.iter_mut().zip(found) {
-            let is_luck = is_luck(entries, tag);
-            let entry = Entry { tag, request: usize::MAX, start: time, end: time, counts: true, is_luck };
+            let entry = Entry { tag, request: usize::MAX, start: time, end: time, counts: true };
             *entries = SmallVec::from_elem(entry, 1);
         }
     }
 
-    /// Power was lost; the volume reads as `found` since, durably. `had_headers`: a write was acknowledged only when its
-    /// header was durable. Otherwise what was not flushed is there by luck, and its header need not be.
-    pub fn survive_power_loss(&mut self, found: &[Tag], had_headers: bool) {
+    /// Power was lost; the volume reads as `found` since, durably.
+    pub fn survive_power_loss(&mut self, found: &[Tag]) {
         self.now.clone_from(&self.after_loss);
-        if had_headers {
-            self.survive_process_death(found);
-        } else {
-            self.survive(found, |entries, tag| entries.iter().any(|entry| entry.tag != tag || entry.is_luck));
-        }
+        self.survive_process_death(found);
         self.after_loss.clone_from(&self.now);
     }
 

@@ -71,8 +71,7 @@ impl History<'_> {
             }
             Cut::PowerLoss => {
                 self.past.add(Subject::AfterPower);
-                // A sync that failed in an earlier life may have lost headers that the page cache still shows.
-                self.oracle.survive_power_loss(&found, !self.sync_failed_before);
+                self.oracle.survive_power_loss(&found);
                 self.base = SimBase::new(setting, disk);
                 self.sync_failed = false;
                 self.must_refuse = false;
