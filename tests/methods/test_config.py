@@ -103,6 +103,12 @@ async def test_options_of_absent_parts_are_saved_once_they_are_set(domain: Domai
         domain.startup.state = State.STARTUP
 
 
+async def test_an_aio_bdev_that_asked_for_nothing_of_ours_is_saved_so_that_spdk_loads_it(domain: Domain) -> None:
+    await domain.aio("a", cache="none")
+    (aio,) = (await _config(domain, "bdev"))[1:-1]
+    assert set(aio["params"]) == {"name", "block_size", "filename", "readonly", "fallocate", "nowait", "uuid"}
+
+
 @pytest.mark.parametrize("with_batches", [False, True])
 async def test_batches_are_accepted(domain: Domain, with_batches: bool) -> None:
     assert await _config(domain, "nbd", with_batches=with_batches) == []

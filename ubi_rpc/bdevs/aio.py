@@ -114,6 +114,21 @@ class AioKind(BdevKind[AioParams, FoundFile | OSError]):
         return frozenset(types | {"unmap"} if info.unmap else types)
 
     @override
+    def saved(self, params: AioParams) -> dict[str, object]:
+        """Return SPDK's members in its order; the cache mode, which SPDK refuses, only where it was asked for.
+
+        Source: SPDK module/bdev/aio/bdev_aio.c, bdev_aio_write_json_config.
+        """
+        return {
+            **({"block_size": params.block_size} if params.block_size else {}),
+            "filename": params.filename,
+            "readonly": params.readonly,
+            "fallocate": params.fallocate,
+            "nowait": params.nowait,
+            **({} if params.cache == "none" else {"cache": params.cache}),
+        }
+
+    @override
     async def driver_specific(self, params: AioParams, bdev: Bdev) -> dict[str, object]:
         """Return SPDK's member `aio`, with the cache mode and what the bdev survives."""
         return {
