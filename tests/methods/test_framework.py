@@ -137,6 +137,15 @@ async def test_kill_answers_before_it_acts(domain: Domain, name: str) -> None:
     assert domain.killed == [signal.Signals[name]]
 
 
+async def test_kill_takes_a_signals_number_as_older_servers_do(domain: Domain) -> None:
+    for number in ("2", "15", "3", "1", "9", "10"):
+        assert await domain.call("spdk_kill_instance", sig_name=number) is True
+    await asyncio.sleep(0)
+    assert domain.killed == [signal.Signals(number) for number in (2, 15, 3, 1, 9, 10)]
+    for refused in ("11", "0", "015", "-15", 15):
+        assert await domain.error("spdk_kill_instance", sig_name=refused) == (-32602, "Invalid parameters")
+
+
 RELAXED = {"framework_set_scheduler", "vhost_create_blk_controller"}
 """Methods for which SPDK decodes parameters relaxed: it ignores those that it does not know."""
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 import signal
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from ubi_rpc.errors import UbiError
 from ubi_rpc.methods.services import Services
@@ -31,10 +33,24 @@ class GetMethodsParams(Params):
     include_aliases: bool = False
 
 
-class KillParams(Params):
-    """Parameters of spdk_kill_instance."""
+SIGNALS = ("SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1")
+_BY_NUMBER = {str(signal.Signals[name].value): name for name in SIGNALS}
 
-    sig_name: Literal["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1"]
+
+def _signal_name(given: object) -> object:
+    return _BY_NUMBER.get(given, given) if isinstance(given, str) else given
+
+
+class KillParams(Params):
+    """Parameters of spdk_kill_instance.
+
+    Args:
+        sig_name: the signal; its number as a string, such as "15", as well.
+    """
+
+    sig_name: Annotated[
+        Literal["SIGINT", "SIGTERM", "SIGQUIT", "SIGHUP", "SIGKILL", "SIGUSR1"], BeforeValidator(_signal_name)
+    ]
 
 
 def version_fields(version: str) -> dict[str, object]:
