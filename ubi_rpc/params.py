@@ -40,6 +40,12 @@ class NoParams(Params):
     """A method without parameters. `{}` is accepted as well, a safe superset of SPDK."""
 
 
+class IgnoredParams(Params):
+    """A method that does not look at its parameters."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 def _plain_text(text: str) -> str:
     if "\0" in text:
         raise ValueError("a NUL character is not allowed")

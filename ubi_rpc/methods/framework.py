@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 
 from ubi_rpc.errors import UbiError
 from ubi_rpc.methods.services import Services
-from ubi_rpc.params import NoParams, Params
+from ubi_rpc.params import IgnoredParams, NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, INVALID_PARAMETERS, Method, State
 from ubi_rpc.rpc.session import after_answer
 from ubi_rpc.rpc.wire_errors import WireError
@@ -81,7 +81,7 @@ async def framework_start_init(services: Services, _: NoParams) -> bool:
     return True
 
 
-async def framework_wait_init(services: Services, _: NoParams) -> bool:
+async def framework_wait_init(services: Services, _: IgnoredParams) -> bool:
     """Answer when the subsystems are up."""
     await services.startup.wait_init()
     return True
@@ -117,7 +117,7 @@ METHODS = (
     ),
     Method(
         name="framework_wait_init",
-        params=NoParams,
+        params=IgnoredParams,
         handler=framework_wait_init,
         states=ANY_STATE,
         decode_error=(-32602, "framework_wait_init requires no parameters"),

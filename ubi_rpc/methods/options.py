@@ -14,7 +14,7 @@ from typing import Any
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.methods import option_params as models
 from ubi_rpc.methods.services import Services
-from ubi_rpc.params import NoParams, Params
+from ubi_rpc.params import IgnoredParams, NoParams, Params
 from ubi_rpc.rpc.method import ANY_STATE, DECODE_FAILED, INVALID_PARAMETERS, Method, State
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.settings import parse_cpus
@@ -172,6 +172,11 @@ async def framework_monitor_context_switch(services: Services, params: models.Mo
     return {"enabled": services.options.get(name).get("enabled", False)}
 
 
+async def iobuf_get_stats(_services: Services, _params: IgnoredParams) -> list[object]:
+    """Return an empty list: there are no such buffers."""
+    return []
+
+
 async def framework_cpumask_locks(_services: Services, _params: NoParams) -> bool:
     """Answer true: CPUs are never locked here."""
     return True
@@ -212,7 +217,7 @@ METHODS = (
         decode_error=(-32602, DECODE_FAILED[1]),
         check=check_iobuf,
     ),
-    _answer("iobuf_get_stats", lambda _: [], "iobuf_get_stats requires no parameters"),
+    _method("iobuf_get_stats", IgnoredParams, iobuf_get_stats, State.RUNTIME),
     _setter("accel_set_options", models.AccelOptions, decode_error=(-32700, DECODE_FAILED[1])),
     _setter("bdev_set_options", models.BdevOptions, decode_error=INVALID_PARAMETERS, check=check_bdev),
     _setter(
