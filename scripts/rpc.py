@@ -25,6 +25,7 @@ DEFAULT_PORT = 5260
 DEFAULT_TIMEOUT_S = 60.0
 MAX_TIMEOUT_S = 1e9  # more than a socket takes is not needed: 31 years
 CONNECT_RETRY_S = 0.2
+LOG_LEVELS = {"DEBUG": 10, "INFO": 20, "ERROR": 40}  # numbers of the logging module, as -v shows them
 EXPLAIN_TIMEOUT_S = 1.0  # how long a failed call waits for the daemon's explanation
 
 Params = dict[str, Any]
@@ -531,9 +532,7 @@ UBI = (
             if_given("--no-directio", dest="directio", const=False, help="Read the image through the page cache"),
             if_given("--allow-remote", const=True, help="Stand on a base on NFS, CIFS or FUSE"),
             if_given("--wipe", const=True, help="Format a base whose first sector was zeroed but not its superblocks"),
-            if_given(
-                "--adopt", const=True, help="Take over what bdev_ubi has written since the last close here"
-            ),
+            if_given("--adopt", const=True, help="Take over what bdev_ubi has written since the last close here"),
             arg(
                 "--recover",
                 choices=("discard_unpublished",),
@@ -876,6 +875,7 @@ class Client:
         self._last_id = 0
         self._received = b""
         self.answers = not self._batch
+        self._log("INFO", f"Log level set to {LOG_LEVELS[args.verbose]}")
         self._socket = self._connect(args.server_addr, args.port, args.conn_retries)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -892,6 +892,8 @@ class Client:
             raise RpcError(f"Timeout value is invalid: {self._timeout_s}\n")
         self._last_id += 1
         request = make_request(method, params, self._last_id)
+        self._log("DEBUG", f"call('{method}')")
+        self._log("DEBUG", f"append request:\n{json.dumps(request)}\n")
         if self._batch:
             self._requests.append(request)
             return None
@@ -949,7 +951,8 @@ class Client:
         family = address_family(address)
         if family is None:
             raise OSError(f"Invalid or non-existing address: '{address}'")
-        self._log("DEBUG", f"Trying to connect to {address}")
+        shown = "UNIX socket: " + address if family == socket.AF_UNIX else f"{address}, port {port}"
+        self._log("DEBUG", f"Trying to connect to {shown}")
         connection = socket.socket(family, socket.SOCK_STREAM)
         try:
             connection.connect(address if family == socket.AF_UNIX else (address, port))
@@ -1098,6 +1101,7 @@ def create_parser(commands: Iterable[Command]) -> tuple[Parser, Any]:
     add("-v", dest="verbose", action="store_const", const="INFO", default="ERROR", help="Set verbose mode to INFO")
     add("--verbose", dest="verbose", choices=["DEBUG", "INFO", "ERROR"], help="Set verbose level")
     add("--dry-run", action="store_true", help="Display request and exit")
+    add("--go-client", action="store_true", help="Accepted, without effect: this client is the one there is")
     add(
         "--server",
         dest="is_server",

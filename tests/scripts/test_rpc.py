@@ -330,6 +330,29 @@ async def test_verbose_shows_request_and_response_on_stderr(address: str) -> Non
     assert '"result": true' in outcome.err
 
 
+@pytest.mark.parametrize("flags", [["-v"], ["--verbose", "INFO"], ["--verbose", "ERROR"]])
+async def test_verbose_shows_what_spdks_client_shows(address: str, flags: list[str]) -> None:
+    arguments = ["-s", address, *flags, "spdk_get_version"]
+    theirs, ours = await run(SPDK_RPC, *arguments), await run(RPC_PY, *arguments)
+    assert (ours.code, ours.out, ours.err) == (theirs.code, theirs.out, theirs.err)
+
+
+async def test_debugging_shows_where_it_connects_and_what_it_calls(address: str) -> None:
+    arguments = ["-s", address, "--verbose", "DEBUG", "bdev_get_bdevs", "-b", "n"]
+    theirs, ours = await run(SPDK_RPC, *arguments), await run(RPC_PY, *arguments)
+    for text in ("Log level set to 10\n", f"to UNIX socket: {address}\n", "call('bdev_get_bdevs')\n"):
+        assert text in theirs.err
+    their_lines, our_lines = theirs.err.splitlines(), ours.err.splitlines()
+    assert [line for line in their_lines if line in our_lines] == our_lines
+
+
+@pytest.mark.parametrize("flag", [[], ["--go-client"]])
+async def test_the_choice_of_spdks_go_client_is_taken_and_changes_nothing(address: str, flag: list[str]) -> None:
+    env = {} if flag else {"SPDK_JSONRPC_GO_CLIENT": "1"}
+    outcome = await run(RPC_PY, "-s", address, *flag, "framework_wait_init", env=env)
+    assert (outcome.code, outcome.out) == (0, "")
+
+
 async def test_argument_that_is_not_utf8_is_refused_in_words(address: str) -> None:
     outcome = await run(RPC_PY, "-s", address, "bdev_malloc_delete", os.fsdecode(b"\xff"))
     assert outcome.code == 1
