@@ -11,6 +11,12 @@ async def test_status_shows_parameters_and_progress(domain: Domain) -> None:
     assert await domain.call("bdev_ubi_get_status", name="ubi0") == {
         "name": "ubi0",
         "base_bdev": "aio0",
+        "uuid": (await domain.bdev("ubi0"))["uuid"],
+        "state": "clean",
+        "epoch": 0,
+        "map_path": "",
+        "acknowledged_by": "map",
+        "recovered": "",
         "image_path": str(domain.dir / "image.raw"),
         "image_size_bytes": 4 << 20,
         "stripe_size_kb": 64,
