@@ -156,12 +156,12 @@ class Client:
         return await self.line()
 
     async def rest(self) -> bytes:
-        """Everything up to the end of the connection, which may come as a reset."""
+        """Everything up to the end of the connection, which may come as a reset or a broken pipe."""
         received = b""
         try:
             while piece := await self.reader.read(1 << 20):
                 received += piece
-        except ConnectionResetError:
+        except ConnectionError:
             pass
         return received
 

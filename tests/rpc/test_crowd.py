@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -62,8 +61,7 @@ async def test_bytes_that_keep_coming_do_not_move_the_deadline(
     while not ended.done():
         client.writer.write(b"x")
         await asyncio.wait([ended], timeout=0.01)
-    with suppress(ConnectionResetError):  # what it had sent last was not read any more
-        assert ended.result() == b""
+    assert ended.result() == b""
 
 
 @pytest.mark.parametrize("fill", [b'["' + b"x" * 9_990, b"[" + b"1," * 76])
