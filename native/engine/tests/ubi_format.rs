@@ -5,7 +5,9 @@ mod ubi_support;
 use std::sync::Arc;
 
 use ubi_engine::bdev::Bdev;
+use ubi_engine::bdev::ubi::UbiOptions;
 use ubi_engine::bdev::ubi::superblock::{Slot, Superblock, VolumeState};
+use ubi_engine::bdev::ubi::uuid::Uuid;
 use ubi_engine::error::ErrorKind;
 use ubi_support::*;
 
@@ -73,6 +75,31 @@ fn a_format_cut_short_is_done_again() {
                 let bdev = opened(&after_cut, &image, options()).await;
                 assert_eq!(read(&bdev, 0, 100 * KIB).await, image.content);
                 assert!(read(&bdev, 100 * KIB, 156 * KIB).await.iter().all(|&byte| byte == 0));
+            }
+        });
+    }
+}
+
+#[test]
+fn a_wipe_cut_short_can_be_done_again() {
+    for after in 0..5 {
+        run(async move {
+            let image = MemImage::new(pattern(2, 100 * KIB));
+            let base = MemBase::new(512, 256 * KIB);
+            let old = opened(&base, &image, options()).await;
+            write(&old, 0, &[7; 512]).await;
+            old.close().await.expect("closed");
+            let mut content = base.content();
+            content[..512].fill(0);
+            let base = MemBase::with_content(512, content);
+            let wiping = UbiOptions { wipe: true, uuid: Some(Uuid([9; 16])), ..options() };
+            base.fail(Access::Flush, 0..u64::MAX, after, libc::EIO, 1);
+            let _ = open(&base, &image, wiping.clone()).await;
+            for seed in 0..16 {
+                let after_cut = base.after_power_cut(&mut Random::new(seed));
+                let is_zeroed = after_cut.content()[..9] == [0; 9];
+                let bdev = opened(&after_cut, &image, UbiOptions { wipe: is_zeroed, ..wiping.clone() }).await;
+                assert_eq!(read(&bdev, 0, 100 * KIB).await, image.content, "nothing of the earlier volume");
             }
         });
     }

@@ -10,7 +10,7 @@ use super::host::{MapIdentity, VolatileMap};
 use super::inspect::{self, Metadata};
 use super::layout::{self, MINOR_CLOSED, MINOR_OPEN};
 use super::sectors::{self, SECTOR};
-use super::superblock::{StoredImage, Superblock, VolumeState};
+use super::superblock::{Slot, StoredImage, Superblock, VolumeState};
 use super::superblocks::{self, Superblocks};
 use super::uuid::Uuid;
 use crate::bdev::{Bdev, ZeroFlags};
@@ -62,7 +62,8 @@ pub async fn load(base: &dyn Bdev, image: &dyn Image, options: &UbiOptions) -> R
     };
     let superblocks = superblocks(&request, options, &geometry, found.as_ref(), &metadata);
     let remark = remark(&request, found.as_ref(), &metadata);
-    let opening = Opening { base, options, request, geometry, area: metadata.area, superblocks };
+    let has_old_slot = metadata.slots[1] != Slot::Absent;
+    let opening = Opening { base, options, request, geometry, area: metadata.area, superblocks, has_old_slot };
     let loaded = opening.go_on(found.as_ref(), decision).await?;
     Ok(Loaded { remark, ..loaded })
 }
@@ -130,6 +131,8 @@ struct Opening<'a> {
     geometry: Geometry,
     area: Vec<u8>,
     superblocks: Superblocks,
+    /// The slot that a format writes last holds something.
+    has_old_slot: bool,
 }
 
 impl Opening<'_> {
@@ -284,6 +287,11 @@ impl Opening<'_> {
     async fn format(&mut self) -> Result<()> {
         if !fault!(TailNotZeroed) {
             zero_past_image(self.base, &self.geometry).await?;
+        }
+        if self.has_old_slot {
+            // Beside the magic a superblock of an earlier volume would contradict the new one.
+            superblocks::clear(self.base, 1).await?;
+            self.base.flush().await?;
         }
         self.area = vec![0; layout::used_bytes(&self.geometry)];
         self.seal_all();

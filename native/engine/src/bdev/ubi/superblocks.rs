@@ -57,7 +57,7 @@ impl Superblocks {
     }
 
     fn slot_bytes(&self, base: &dyn Bdev, superblock: &Superblock) -> IoData {
-        let mut bytes = IoBuf::zeroed(SLOT_BYTES.max(base.info().block_size as usize));
+        let mut bytes = zeroed_slot(base);
         bytes[..SLOT_BYTES].copy_from_slice(&superblock.encode());
         IoData::new(bytes)
     }
@@ -93,6 +93,18 @@ impl Superblocks {
         self.written(1 - first, facts);
         Ok(())
     }
+}
+
+fn zeroed_slot(base: &dyn Bdev) -> IoBuf {
+    IoBuf::zeroed(SLOT_BYTES.max(base.info().block_size as usize))
+}
+
+/// Make a slot absent.
+///
+/// # Errors
+/// What the base said.
+pub async fn clear(base: &dyn Bdev, slot: usize) -> Result<()> {
+    base.write(SLOTS_AT[slot], IoData::new(zeroed_slot(base)), false).await
 }
 
 /// The first page of an area with another minor version and the check that goes with it.
