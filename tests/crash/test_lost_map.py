@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,19 @@ def test_what_only_the_map_knew_is_given_up_when_asked(unstarted_daemon: Daemon,
     with unstarted_daemon.client("ubi0") as client:
         lost = bytes(client.read_range(STRIPE, STRIPE + 4096))
     assert lost == image.read_bytes()[STRIPE : STRIPE + 4096]
+
+
+def test_a_copy_leaves_the_map_of_its_original(unstarted_daemon: Daemon, folder: Path) -> None:
+    """The superblock of a copy names the map that only its original may have."""
+    image, map_path = _killed(unstarted_daemon, folder)
+    copy = folder / "copy.raw"
+    shutil.copyfile(folder / "base.raw", copy)
+    unstarted_daemon.create_aio("base1", copy)
+    unstarted_daemon.create_ubi("ubi1", "base1", image, recover="discard_unpublished")
+    with unstarted_daemon.client("ubi1") as client:
+        client.write(2 * STRIPE, WRITTEN)
+    unstarted_daemon.call("nbd_delete_export", export_name="ubi1")
+    unstarted_daemon.call("bdev_ubi_delete", name="ubi1")
+    assert map_path.exists()
+    _create(unstarted_daemon, image)
+    assert _read(unstarted_daemon, STRIPE) == WRITTEN

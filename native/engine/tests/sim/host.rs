@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ubi_engine::bdev::LocalFuture;
 use ubi_engine::bdev::ubi::host::{Host, MapIdentity, NewMap, VolatileMap};
 use ubi_engine::bdev::ubi::uuid::Uuid;
+use ubi_engine::bdev::{BaseIdentity, LocalFuture};
 use ubi_engine::error::{Error, ErrorKind, Result};
 
 use super::base::{Kind, SimBase};
@@ -162,9 +162,15 @@ impl Host for SimHost {
         })
     }
 
-    fn remove_map(&self, path: Vec<u8>, _uuid: Uuid) -> LocalFuture<'_, ()> {
+    fn remove_map(&self, path: Vec<u8>, uuid: Uuid, base: Option<BaseIdentity>) -> LocalFuture<'_, ()> {
         Box::pin(async move {
-            if self.turn().await.is_ok() && self.maps().remove(&path).is_some() {
+            let boot_id = self.boot_id();
+            let is_ours = |map: &SimMap| {
+                let identity = &map.identity;
+                identity.uuid == uuid && (Some(identity.boot_id) != boot_id || Some(&identity.base) == base.as_ref())
+            };
+            if self.turn().await.is_ok() && self.maps().get(&path).is_some_and(|map| is_ours(map)) {
+                self.maps().remove(&path);
                 self.version.fetch_add(1, Ordering::Relaxed);
             }
         })

@@ -59,8 +59,9 @@ pub trait Host: Send + Sync {
         wanted: MapIdentity,
     ) -> LocalFuture<'_, std::result::Result<std::sync::Arc<dyn VolatileMap>, String>>;
 
-    /// Remove a map of this volume, if it is one; what cannot be removed stays.
-    fn remove_map(&self, path: Vec<u8>, uuid: Uuid) -> LocalFuture<'_, ()>;
+    /// Remove a map of this volume and base, or of another boot. That of another base stays: a superblock may be a copy,
+    /// and name the map of the volume that it was copied from. So does what cannot be removed.
+    fn remove_map(&self, path: Vec<u8>, uuid: Uuid, base: Option<BaseIdentity>) -> LocalFuture<'_, ()>;
 }
 
 /// A machine without a place for maps.
@@ -90,7 +91,7 @@ impl Host for NoMaps {
         Box::pin(std::future::ready(Err("cannot be looked at without a state directory".into())))
     }
 
-    fn remove_map(&self, _path: Vec<u8>, _uuid: Uuid) -> LocalFuture<'_, ()> {
+    fn remove_map(&self, _path: Vec<u8>, _uuid: Uuid, _base: Option<BaseIdentity>) -> LocalFuture<'_, ()> {
         Box::pin(std::future::ready(()))
     }
 }

@@ -240,7 +240,7 @@ impl Opening<'_> {
         let facts = superblocks::closed(&before, &self.area, self.geometry.stripes);
         self.change_state(facts, MINOR_CLOSED).await?;
         if !before.map_path.is_empty() {
-            self.options.host.remove_map(before.map_path, before.uuid).await;
+            self.options.host.remove_map(before.map_path, before.uuid, self.base.identity()).await;
         }
         Ok(())
     }

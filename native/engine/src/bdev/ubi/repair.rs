@@ -88,7 +88,7 @@ pub async fn apply(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: 
     let page = superblocks::first_page(&work.area, work.facts.uuid, MINOR_OPEN, page_bytes(base));
     work.superblocks.change(base, work.facts.clone(), Some(page), async || base.flush().await).await?;
     if !work.old_map.is_empty() {
-        host.remove_map(work.old_map, work.facts.uuid).await;
+        host.remove_map(work.old_map, work.facts.uuid, base.identity()).await;
     }
     Ok(())
 }

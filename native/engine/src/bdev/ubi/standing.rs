@@ -239,7 +239,7 @@ impl Volume {
     /// Remove the map of a superblock that no longer counts.
     async fn forget_map(&self, before: &Superblock) {
         if !before.map_path.is_empty() && before.map_path != self.standing.superblock().map_path {
-            self.options.host.remove_map(before.map_path.clone(), before.uuid).await;
+            self.options.host.remove_map(before.map_path.clone(), before.uuid, self.base.identity()).await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! Volatile maps as files `<state-dir>/<uuid>.<epoch>.map`; docs/on-disk-format.md has their bytes.
 
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use super::host::{Host, MapIdentity, NewMap, VolatileMap};
 use super::superblock::MAP_PATH_MAX;
 use super::uuid::{self, Uuid};
-use crate::bdev::LocalFuture;
+use crate::bdev::{BaseIdentity, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::offload;
 use crate::sys::shared_map::SharedMap;
@@ -16,6 +17,9 @@ use crate::sys::shared_map::SharedMap;
 const MAGIC: &[u8; 8] = b"ubi_map\0";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 4096;
+const BOOT_ID_AT: Range<usize> = 16..32;
+const UUID_AT: Range<usize> = 32..48;
+const BASE_AT: Range<usize> = 56..80;
 const HOLDER_AT: usize = 80;
 const SYNC_FAILED_AT: usize = 84;
 /// Epochs that are tried when another base's map has the name: copies of one base have one UUID.
@@ -91,17 +95,14 @@ fn map_bytes(stripes: u32) -> usize {
 
 fn header(wanted: &MapIdentity) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
-    let base = &wanted.base;
-    let parts: [&[u8]; 9] = [
+    let parts: [&[u8]; 7] = [
         MAGIC,
         &VERSION.to_le_bytes(),
         &wanted.stripes.to_le_bytes(),
         &wanted.boot_id.0,
         &wanted.uuid.0,
         &wanted.epoch.to_le_bytes(),
-        &base.dev.to_le_bytes(),
-        &base.ino.to_le_bytes(),
-        &base.rdev.to_le_bytes(),
+        &base_bytes(&wanted.base),
     ];
     let all = parts.concat();
     bytes[..all.len()].copy_from_slice(&all);
@@ -112,8 +113,9 @@ fn file_name(uuid: Uuid, epoch: u64) -> String {
     format!("{uuid}.{epoch}.map")
 }
 
-/// Whether a map with this name may be replaced: it is of another boot, or of this very base, whose lock we hold.
-fn is_stale(path: &Path, wanted: &MapIdentity) -> bool {
+/// Whether a file is a map of the volume that may go: it is of another boot, or of this very base, whose lock we hold.
+/// A copy of a base has its UUID, and its superblocks name the map of the original.
+fn may_go(path: &Path, uuid: Uuid, boot_id: Option<Uuid>, base: Option<&BaseIdentity>) -> bool {
     use std::os::unix::fs::FileExt;
     let mut found = [0; HOLDER_AT];
     let read = std::fs::symlink_metadata(path)
@@ -121,9 +123,18 @@ fn is_stale(path: &Path, wanted: &MapIdentity) -> bool {
             |meta| if meta.is_file() { std::fs::File::open(path) } else { Err(io::ErrorKind::InvalidData.into()) },
         )
         .and_then(|file| file.read_exact_at(&mut found, 0));
-    let expected = header(wanted);
-    let is_same = |range: std::ops::Range<usize>| found[range.clone()] == expected[range];
-    read.is_ok() && is_same(0..12) && is_same(32..48) && (!is_same(16..32) || is_same(56..HOLDER_AT))
+    let is_of_boot = boot_id.is_none_or(|boot_id| found[BOOT_ID_AT] == boot_id.0);
+    let is_of_base = base.is_some_and(|base| found[BASE_AT] == base_bytes(base));
+    let is_map = found[..8] == *MAGIC && found[8..12] == VERSION.to_le_bytes() && found[UUID_AT] == uuid.0;
+    read.is_ok() && is_map && (!is_of_boot || is_of_base)
+}
+
+fn base_bytes(base: &BaseIdentity) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    for (at, part) in [base.dev, base.ino, base.rdev].into_iter().enumerate() {
+        bytes[at * 8..][..8].copy_from_slice(&part.to_le_bytes());
+    }
+    bytes
 }
 
 fn create(dir: &Path, mut wanted: MapIdentity) -> Result<NewMap> {
@@ -134,7 +145,7 @@ fn create(dir: &Path, mut wanted: MapIdentity) -> Result<NewMap> {
         if path.as_os_str().len() > MAP_PATH_MAX {
             return Err(Error::new(ErrorKind::InvalidParams, format!("the path {} is too long", path.display())));
         }
-        if is_stale(&path, &wanted) {
+        if may_go(&path, wanted.uuid, Some(wanted.boot_id), Some(&wanted.base)) {
             let _ = std::fs::remove_file(&path);
         }
         match MapFile::create(&path, &wanted) {
@@ -158,11 +169,11 @@ fn open(path: &[u8], wanted: &MapIdentity) -> std::result::Result<Arc<dyn Volati
     Ok(Arc::new(map))
 }
 
-fn remove(path: &[u8], uuid: Uuid) {
+fn remove(path: &[u8], uuid: Uuid, boot_id: Option<Uuid>, base: Option<&BaseIdentity>) {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let is_ours = name.starts_with(&format!("{uuid}.")) && name.ends_with(".map");
-    if is_ours && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
+    if is_ours && may_go(path, uuid, boot_id, base) {
         let _ = std::fs::remove_file(path);
     }
 }
@@ -192,8 +203,9 @@ impl Host for StateDir {
         Box::pin(offload::run(move || open(&path, &wanted)))
     }
 
-    fn remove_map(&self, path: Vec<u8>, uuid: Uuid) -> LocalFuture<'_, ()> {
-        Box::pin(offload::run(move || remove(&path, uuid)))
+    fn remove_map(&self, path: Vec<u8>, uuid: Uuid, base: Option<BaseIdentity>) -> LocalFuture<'_, ()> {
+        let boot_id = self.boot_id;
+        Box::pin(offload::run(move || remove(&path, uuid, boot_id, base.as_ref())))
     }
 }
 
@@ -204,8 +216,6 @@ fn unshared(shared: Arc<NewMap>) -> NewMap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bdev::BaseIdentity;
-
     fn wanted() -> MapIdentity {
         let base = BaseIdentity { dev: 1, ino: 2, rdev: 0 };
         MapIdentity { boot_id: Uuid([1; 16]), uuid: Uuid([2; 16]), epoch: 7, base, stripes: 10 }
@@ -229,9 +239,13 @@ mod tests {
         assert!(refused(&|map| map.base.ino = 3).contains("another boot"));
         assert!(refused(&|map| map.stripes = 11).contains("another length"));
         assert!(refused(&|map| map.epoch = 8).contains("name"));
-        remove(&made.path, Uuid([3; 16]));
+        let MapIdentity { boot_id, uuid, base, .. } = wanted();
+        remove(&made.path, Uuid([3; 16]), Some(boot_id), Some(&base));
         assert!(open(&made.path, &wanted()).is_ok(), "not that volume's");
-        remove(&made.path, Uuid([2; 16]));
+        remove(&made.path, uuid, Some(boot_id), Some(&BaseIdentity { ino: 3, ..base }));
+        remove(&made.path, uuid, None, None);
+        assert!(open(&made.path, &wanted()).is_ok(), "not that base's: a copy names the map of its original");
+        remove(&made.path, uuid, Some(boot_id), Some(&base));
         assert_eq!(open(&made.path, &wanted()).err().expect("gone"), "is not there");
     }
 
