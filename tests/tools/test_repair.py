@@ -101,6 +101,12 @@ def test_stripes_in_doubt_are_kept_or_dropped_as_told(tmp_path: Path, capsys: Ca
             assert state == (stripe in bases.PRESENT and not dropped), stripe
 
 
+def test_kept_stripes_without_a_header_are_shown_as_lost(tmp_path: Path, capsys: Capsys) -> None:
+    """A zeroed sector says of none of its stripes that it is on the base, whatever it said before."""
+    _, said = _run(capsys, _damaged(tmp_path / "base", "zeroed_magic"), "--keep")
+    assert "the headers of the stripes 0-248 say that they are not on the base" in said
+
+
 def test_without_a_choice_both_are_shown_and_nothing_is_done(tmp_path: Path, capsys: Capsys) -> None:
     base = _damaged(tmp_path / "base", "sector_damaged")
     before = base.read_bytes()

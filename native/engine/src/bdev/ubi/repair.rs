@@ -312,8 +312,7 @@ impl Doctor<'_> {
         if stripes.is_empty() {
             return;
         }
-        let ranges = ranges(stripes);
-        let text = listed_ranges(&ranges);
+        let text = listed_ranges(&ranges(stripes));
         let is_map = self.has(Name::SyncFailed);
         for &stripe in stripes {
             let at = layout::header_at(stripe);
@@ -331,6 +330,14 @@ impl Doctor<'_> {
             Choice::Keep => {
                 self.step(format!("the stripes {text}, {which}, are taken as they are"));
                 self.lose(format!("where the stripes {text} are not what was written, old bytes of the base are read"));
+                let unset: Vec<_> = stripes.iter().copied().filter(|&stripe| !self.is_set(stripe)).collect();
+                if !unset.is_empty() {
+                    let text = listed_ranges(&ranges(&unset));
+                    self.lose(format!(
+                        "the headers of the stripes {text} say that they are not on the base: they are read from the \
+                         image again, and whatever was written to them is lost"
+                    ));
+                }
             }
             Choice::Drop => {
                 self.step(format!("the stripes {text}, {which}, are read from the image again"));
