@@ -11,7 +11,7 @@ from typing import Any
 from bench.daemon import BLOCK_BYTES, STRIPE_KIB, UBI_METADATA_BYTES, Daemon
 from bench.files import write_image
 from bench.process import BenchError
-from bench.report import number, table
+from bench.report import number, table, verdict
 from bench.rpc import RpcClient
 
 PIPELINE_DEPTH = 64
@@ -38,7 +38,7 @@ def run_c4(python: Path, folder: Path, calls: int) -> tuple[str, dict[str, Any]]
             p99 = quantiles(latencies_ms, n=100)[98]
             record[method] = {"latencies_ms": latencies_ms, "pipelined_per_s": rate}
             row = [method, number(median(latencies_ms)), number(p99), number(max(latencies_ms))]
-            row += [_met(p99 <= LATENCY_TARGET_MS), number(rate), _met(rate >= RATE_TARGET)]
+            row += [verdict(p99 <= LATENCY_TARGET_MS), number(rate), verdict(rate >= RATE_TARGET)]
             rows.append(row)
     target_ms, target_rate = f"p99 ≤ {LATENCY_TARGET_MS:g}", f"≥ {RATE_TARGET}"
     header = ["method", "p50 ms", "p99 ms", "max ms", target_ms, f"calls/s, {PIPELINE_DEPTH} in flight", target_rate]
@@ -88,7 +88,7 @@ def run_c7(python: Path, folder: Path, starts: int) -> tuple[str, dict[str, Any]
     for name, path in (("no configuration", None), ("a volume and its export", config)):
         seconds = [_start(python, folder, path) for _ in range(starts)]
         record[name] = seconds
-        rows.append([name, number(median(seconds)), number(max(seconds)), _met(median(seconds) <= START_TARGET_S)])
+        rows.append([name, number(median(seconds)), number(max(seconds)), verdict(median(seconds) <= START_TARGET_S)])
     header = ["start with", "median s", "max s", f"median ≤ {START_TARGET_S:g}"]
     return table(f"C7: from exec to ready, {starts} starts each", header, rows), record
 
@@ -110,7 +110,3 @@ def _config(folder: Path, image: Path, base: Path) -> dict[str, Any]:
     bdevs = [{"method": "bdev_aio_create", "params": aio}, {"method": "bdev_ubi_create", "params": ubi}]
     exports = [{"method": "nbd_create_export", "params": export}]
     return {"subsystems": [{"subsystem": "bdev", "config": bdevs}, {"subsystem": "nbd", "config": exports}]}
-
-
-def _met(met: bool) -> str:
-    return "yes" if met else "NO"

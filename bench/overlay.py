@@ -15,7 +15,7 @@ from typing import Any
 from bench.daemon import BLOCK_BYTES, UBI_METADATA_BYTES, Daemon
 from bench.files import write_image
 from bench.process import BenchError, run
-from bench.report import number, table
+from bench.report import number, table, verdict
 from bench.rpc import RpcClient
 
 MIB = 1 << 20
@@ -53,13 +53,30 @@ class Volume:
         _truncate(base, size_bytes + UBI_METADATA_BYTES)
         return cls(image, base, stripe_kib)
 
-    def create(self, client: RpcClient, name: str = "ubi0") -> None:
-        """Make the bdev of the base and the volume over it."""
-        aio = f"aio-{name}"
-        client.call("bdev_aio_create", name=aio, filename=str(self.base), block_size=BLOCK_BYTES, cache="writeback")
+    def create_base(self, client: RpcClient, name: str = "ubi0") -> None:
+        """Make the bdev of the base of volume `name`."""
         client.call(
-            "bdev_ubi_create", name=name, base_bdev=aio, image_path=str(self.image), stripe_size_kb=self.stripe_kib
+            "bdev_aio_create",
+            name=f"aio-{name}",
+            filename=str(self.base),
+            block_size=BLOCK_BYTES,
+            cache="writeback",
         )
+
+    def create(self, client: RpcClient, name: str = "ubi0") -> None:
+        """Make the volume over its base's bdev."""
+        client.call(
+            "bdev_ubi_create",
+            name=name,
+            base_bdev=f"aio-{name}",
+            image_path=str(self.image),
+            stripe_size_kb=self.stripe_kib,
+        )
+
+    def create_all(self, client: RpcClient, name: str = "ubi0") -> None:
+        """Make both."""
+        self.create_base(client, name)
+        self.create(client, name)
 
 
 def run_c1(python: Path, folder: Path, volumes: int) -> tuple[str, dict[str, Any]]:
@@ -73,12 +90,12 @@ def run_c1(python: Path, folder: Path, volumes: int) -> tuple[str, dict[str, Any
         took_ms = []
         for index, base in enumerate(bases):
             began = time.perf_counter()
-            Volume(image, base, LARGE_STRIPE_KIB).create(client, f"ubi{index}")
+            Volume(image, base, LARGE_STRIPE_KIB).create_all(client, f"ubi{index}")
             client.call("nbd_create_export", bdev_name=f"ubi{index}", socket=str(daemon.nbd_socket))
             took_ms.append((time.perf_counter() - began) * 1000)
     p99 = quantiles(took_ms, n=100)[98]
     row = ["base, overlay, export", number(median(took_ms)), number(p99), number(max(took_ms))]
-    row.append(_met(p99 <= CREATE_TARGET_MS))
+    row.append(verdict(p99 <= CREATE_TARGET_MS))
     header = ["create", "p50 ms", "p99 ms", "max ms", f"p99 ≤ {CREATE_TARGET_MS:g}"]
     return table(f"C1: {volumes} volumes of one image, three calls each", header, [row]), {"took_ms": took_ms}
 
@@ -89,7 +106,7 @@ def run_l5(python: Path, folder: Path, size_mib: int) -> tuple[str, dict[str, An
     write_image(volume.image, size_mib * MIB)
     _truncate(volume.base, size_mib * MIB + UBI_METADATA_BYTES)
     with Daemon.running(python, folder) as daemon, daemon.client() as client:
-        volume.create(client)
+        volume.create_all(client)
         client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
         before = _status(client)
         run(["nbdcopy", _uri(daemon), "null:"])
@@ -98,7 +115,7 @@ def run_l5(python: Path, folder: Path, size_mib: int) -> tuple[str, dict[str, An
     fetched_mib = (after["fetched_bytes"] - before["fetched_bytes"]) / MIB
     syncs = after["syncs"] - before["syncs"]
     row = ["read all, flush", number(fetched_mib), str(syncs), f"{syncs / fetched_mib:.4f}"]
-    row.append(_met(syncs / fetched_mib <= SYNCS_TARGET))
+    row.append(verdict(syncs / fetched_mib <= SYNCS_TARGET))
     header = ["hydration by reads", "MiB fetched", "syncs", "syncs / MiB", f"≤ {SYNCS_TARGET:g}"]
     return table("L5: syncs for metadata", header, [row]), {"before": before, "after": after}
 
@@ -114,7 +131,7 @@ def run_l6(python: Path, folder: Path, flushes: int) -> tuple[str, dict[str, Any
             writes = [f"write -q {at * page + (index + 1) * stripe} 64k" for at in range(pages)]
             commands += [*writes, "flush"]
         with Daemon.running(python, folder) as daemon, daemon.client() as client:
-            volume.create(client)
+            volume.create_all(client)
             client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
             run(["qemu-io", "-f", "raw", *_each("-c", ["write -q 0 64k", "flush"]), _uri(daemon)])
             before = _status(client)
@@ -123,7 +140,7 @@ def run_l6(python: Path, folder: Path, flushes: int) -> tuple[str, dict[str, Any
         per_flush = (after["metadata_bytes_written"] - before["metadata_bytes_written"]) / flushes
         record[str(pages)] = {"before": before, "after": after}
         limit = PAGE_BYTES * pages
-        rows.append([str(pages), f"{per_flush:.0f}", str(limit), _met(per_flush <= limit)])
+        rows.append([str(pages), f"{per_flush:.0f}", str(limit), verdict(per_flush <= limit)])
     header = ["pages changed", "bytes a flush", "4 KiB a page", "met"]
     return table(f"L6: metadata bytes, {flushes} flushes", header, rows), record
 
@@ -135,7 +152,7 @@ def run_map(python: Path, folder: Path, nbd_load: Path, rounds: int, seconds: fl
         for name, samples in record.items():
             volume = Volume.sparse(folder, FIRST_WRITE_BYTES, SMALL_STRIPE_KIB)
             with _daemon(python, folder, has_map=name == "volatile map") as daemon, daemon.client() as client:
-                volume.create(client)
+                volume.create_all(client)
                 client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
                 argv = [str(nbd_load), "--uri", _uri(daemon), "--rw", "write", "--bs", "64K", "--qd", "1"]
                 sample = json.loads(run([*argv, "--seconds", str(seconds)]))
@@ -176,16 +193,9 @@ def run_open(python: Path, folder: Path, rounds: int) -> tuple[str, dict[str, An
 def _time_create(daemon: Daemon, volume: Volume) -> float:
     """Milliseconds of bdev_ubi_create alone."""
     with daemon.client() as client:
-        name, base = "ubi0", str(volume.base)
-        client.call("bdev_aio_create", name="aio0", filename=base, block_size=BLOCK_BYTES, cache="writeback")
+        volume.create_base(client)
         began = time.perf_counter()
-        client.call(
-            "bdev_ubi_create",
-            name=name,
-            base_bdev="aio0",
-            image_path=str(volume.image),
-            stripe_size_kb=volume.stripe_kib,
-        )
+        volume.create(client)
         return (time.perf_counter() - began) * 1000
 
 
@@ -221,7 +231,3 @@ def _each(option: str, values: list[str]) -> list[str]:
 def _truncate(path: Path, size_bytes: int) -> None:
     with path.open("ab") as file:
         file.truncate(size_bytes)
-
-
-def _met(met: bool) -> str:
-    return "yes" if met else "NO"

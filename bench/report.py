@@ -38,3 +38,8 @@ def number(value: float) -> str:
     if value >= 1000:
         return f"{value / 1000:.1f}k"
     return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def verdict(met: bool) -> str:
+    """Return how a table says that a target is met, or not."""
+    return "yes" if met else "NO"

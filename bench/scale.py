@@ -10,7 +10,7 @@ from typing import Any
 from bench.daemon import BLOCK_BYTES, STRIPE_KIB, UBI_METADATA_BYTES, Daemon
 from bench.files import write_image
 from bench.process import BenchError, Process
-from bench.report import number, table
+from bench.report import number, table, verdict
 from bench.rpc import RpcClient
 
 IMAGE_BYTES = 64 << 20
@@ -43,15 +43,15 @@ def run_c2(python: Path, folder: Path, volumes: int) -> tuple[str, dict[str, Any
             "made, with base and export",
             f"{create_s:.2f} s",
             f"≤ {CREATE_TARGET_S:g} s",
-            _met(create_s <= CREATE_TARGET_S),
+            verdict(create_s <= CREATE_TARGET_S),
         ],
         [
             "memory of each, idle",
             f"{number(each_kib)} KiB",
             f"≤ {MEMORY_TARGET_KIB} KiB",
-            _met(each_kib <= MEMORY_TARGET_KIB),
+            verdict(each_kib <= MEMORY_TARGET_KIB),
         ],
-        ["started with all", f"{restart_s:.2f} s", f"≤ {RESTART_TARGET_S:g} s", _met(restart_s <= RESTART_TARGET_S)],
+        ["started with all", f"{restart_s:.2f} s", f"≤ {RESTART_TARGET_S:g} s", verdict(restart_s <= RESTART_TARGET_S)],
     ]
     record = {"volumes": volumes, "create_s": create_s, "each_kib": each_kib, "restart_s": restart_s}
     return table(f"C2: {volumes} volumes of one image", ["what", "measured", "target", "met"], rows), record
@@ -72,7 +72,7 @@ def run_c3(python: Path, folder: Path, volumes: int, seconds: float) -> tuple[st
         f"{seconds:g} s",
         f"{share * 100:.3f} %",
         f"≤ {IDLE_TARGET * 100:g} %",
-        _met(share <= IDLE_TARGET),
+        verdict(share <= IDLE_TARGET),
     ]
     header = ["exported volumes", "over", "CPU of one core", "target", "met"]
     return table("C3: an idle daemon", header, [row]), {"volumes": volumes, "seconds": seconds, "share": share}
@@ -135,7 +135,3 @@ def _rss_kib(process: Process) -> int:
 def _run_time_s(process: Process) -> float:
     """CPU time to the nanosecond, of threads that have ended too. Source: clock_getcpuclockid(3)."""
     return time.clock_gettime((~process.pid << 3) | 2)
-
-
-def _met(met: bool) -> str:
-    return "yes" if met else "NO"

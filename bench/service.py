@@ -16,7 +16,7 @@ from typing import Any
 from bench.control import CALLS, sequential
 from bench.daemon import CHECKOUT, Daemon
 from bench.process import BenchError
-from bench.report import number, table
+from bench.report import number, table, verdict
 from bench.rpc import RpcClient
 
 LOADED_TARGET_MS = 20.0
@@ -73,7 +73,7 @@ def run_c6(python: Path, folder: Path, starts: int) -> tuple[str, dict[str, Any]
             if process.returncode:
                 raise BenchError(f"rpc.py ended with {process.returncode}")
             cpu_ms.append((usage.ru_utime + usage.ru_stime) * 1000)
-    met = "yes" if median(cpu_ms) <= START_TARGET_MS else "NO"
+    met = verdict(median(cpu_ms) <= START_TARGET_MS)
     row = [number(median(cpu_ms)), number(max(cpu_ms)), number(median(wall_ms)), met]
     header = ["median ms of CPU", "max", "median ms", f"median ≤ {START_TARGET_MS:g}"]
     return table(f"C6: rpc.py, {starts} calls", header, [row]), {"cpu_ms": cpu_ms, "wall_ms": wall_ms}
@@ -125,5 +125,5 @@ def _among_slow_ones(slow: list[socket.socket], client: RpcClient, calls: int) -
 
 def _figures(latencies_ms: list[float], target_ms: float) -> list[str]:
     p99 = quantiles(latencies_ms, n=100)[98]
-    met = "yes" if p99 <= target_ms else "NO"
+    met = verdict(p99 <= target_ms)
     return [number(median(latencies_ms)), number(p99), number(max(latencies_ms)), met]

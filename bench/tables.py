@@ -14,7 +14,7 @@ from typing import Any
 from bench import servers
 from bench.compare import Plan, Result, compare
 from bench.load import Cell, Client, Clients, Pattern
-from bench.report import number, table
+from bench.report import number, table, verdict
 from bench.servers import OURS, OURS_BARE, PEERS, Files
 
 SMALL_BYTES = 4096
@@ -171,7 +171,7 @@ def _verdict(spec: DataTable, cell: Cell, ours: list[float] | None, rivals: list
     best = min(rivals, key=median) if spec.cost else max(rivals, key=median)
     ratio, target = median(own / other for own, other in zip(ours, best, strict=True)), spec.target(cell)
     met = ratio <= target if spec.cost else ratio >= target
-    return [f"{ratio:.2f}", f"{'≤' if spec.cost else '≥'} {target:.2f}", "yes" if met else "NO"]
+    return [f"{ratio:.2f}", f"{'≤' if spec.cost else '≥'} {target:.2f}", verdict(met)]
 
 
 def _cost_table(cells: list[Cell], shown: list[str], results: list[Result]) -> str:

@@ -110,8 +110,8 @@ class Daemon:
         async def applied() -> None:
             if keeper is not None:
                 await keeper.begin(loaded)
-            await nbd.open_sockets()
-            await vhost_blk.open_sockets()
+            await nbd.gate.release()
+            await vhost_blk.gate.release()
 
         startup = Startup(
             lambda name, params: _call(dispatcher, name, params),
@@ -149,8 +149,8 @@ class Daemon:
         await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
         parts.push_async_callback(lifecycle.stop)
         parts.push_async_callback(server.quiesce)
-        nbd.hold_sockets()
-        vhost_blk.hold_sockets()
+        nbd.gate.hold()
+        vhost_blk.gate.hold()
         await startup.run_startup_pass()
         if not settings.wait_for_rpc:
             await startup.start_init()

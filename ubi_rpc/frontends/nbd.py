@@ -20,13 +20,11 @@ from ubi_rpc.engine import Bdev, BdevInfo, Engine, NbdListener, TlsOptions
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.export import ANY_PORT, Export, ExportPlan, Frontend, SavedCall
 from ubi_rpc.frontends.nbd_tls import TlsMode, keeps_strangers_out, plan_tls, tls_mode
+from ubi_rpc.frontends.sockets import SocketGate, check_socket_path
 from ubi_rpc.params import Params, Text, UInt32
 
 MAX_STRING_BYTES = 4096
 """Longest export name or description. Source: NBD proto.md, "Values": string length."""
-
-MAX_SOCKET_PATH_BYTES = 107
-"""Longest path of a Unix socket: sun_path less its NUL. Source: unix(7)."""
 
 
 class NbdExportParams(Params):
@@ -91,21 +89,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
         self._engine = engine
         self._socket_dir = socket_dir
         self._listeners: dict[str, _Listener] = {}
-        self._held: list[NbdListener] | None = None
-
-    def hold_sockets(self) -> None:
-        """Let no client in from now on: what is offered until `open_sockets` appears to clients all at once."""
-        self._held = []
-
-    async def open_sockets(self) -> None:
-        """Let clients in wherever there are exports.
-
-        Raises:
-            UbiError: a socket cannot take its place.
-        """
-        held, self._held = self._held or [], None
-        for listener in held:
-            await listener.open()
+        self.gate = SocketGate()
 
     @override
     def plan(self, params: NbdExportParams, bdev_name: str, info: BdevInfo) -> ExportPlan:
@@ -133,8 +117,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
             is_open = params.allow_plaintext or keeps_strangers_out(tls)
             return plan_address(params.address, may_be_reached=is_open)
         path = os.path.normpath(self._socket_dir / (params.socket or "nbd.sock"))
-        if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
-            raise UbiError(ErrorKind.INVALID_PARAMS, f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+        check_socket_path(path)
         return path
 
     @override
@@ -153,10 +136,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 description=plan.description,
             )
             undo.push_async_callback(listener.remove_export, plan.name)
-            if self._held is None:
-                await listener.open()
-            elif listener not in self._held:
-                self._held.append(listener)
+            await self.gate.admit(listener)
             undo.pop_all()
         return NbdExport(self, key, listener, plan)
 
@@ -204,8 +184,7 @@ class NbdFrontend(Frontend[NbdExportParams]):
                 shared.users -= 1
                 return
             shared.native = None
-            if self._held is not None and native in self._held:
-                self._held.remove(native)
+            self.gate.forget(native)
             try:
                 await native.close()
             finally:

@@ -18,7 +18,7 @@ from typing_extensions import override
 from ubi_rpc.engine import Bdev, BdevInfo, Engine, VhostController
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.export import Export, ExportPlan, Frontend, SavedCall
-from ubi_rpc.frontends.nbd import MAX_SOCKET_PATH_BYTES
+from ubi_rpc.frontends.sockets import SocketGate, check_socket_path
 from ubi_rpc.params import Params, Text, UInt32
 from ubi_rpc.settings import parse_cpus
 
@@ -81,21 +81,7 @@ class VhostBlkFrontend(Frontend[VhostBlkParams]):
         self._engine = engine
         self._socket_dir = socket_dir
         self._cpus = cpus
-        self._held: list[VhostController] | None = None
-
-    def hold_sockets(self) -> None:
-        """Let no machine in from now on: what is offered until `open_sockets` appears to machines all at once."""
-        self._held = []
-
-    async def open_sockets(self) -> None:
-        """Let machines in wherever there are controllers.
-
-        Raises:
-            UbiError: a socket cannot take its place.
-        """
-        held, self._held = self._held or [], None
-        for controller in held:
-            await controller.open()
+        self.gate = SocketGate()
 
     @override
     def plan(self, params: VhostBlkParams, bdev_name: str, info: BdevInfo) -> ExportPlan:
@@ -107,8 +93,7 @@ class VhostBlkFrontend(Frontend[VhostBlkParams]):
         if not params.ctrlr or "/" in params.ctrlr or params.ctrlr in {".", ".."}:
             raise UbiError(ErrorKind.INVALID_PARAMS, f"controller {params.ctrlr!r} cannot name a socket")
         path = str(self._socket_dir / params.ctrlr)
-        if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
-            raise UbiError(ErrorKind.INVALID_PARAMS, f"socket path {path} is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+        check_socket_path(path)
         self.plan_cpus(params.cpumask)
         return ExportPlan(
             name=params.ctrlr,
@@ -144,20 +129,16 @@ class VhostBlkFrontend(Frontend[VhostBlkParams]):
         native = await self._engine.create_vhost_blk(
             bdev, name=plan.name, path=plan.listener, readonly=plan.readonly, cpus=pinned
         )
-        if self._held is not None:
-            self._held.append(native)
-        else:
-            try:
-                await native.open()
-            except UbiError:
-                await native.close()
-                raise
+        try:
+            await self.gate.admit(native)
+        except UbiError:
+            await native.close()
+            raise
         return VhostBlkController(self, native, mask_of(cpus))
 
     async def close(self, native: VhostController) -> None:
         """Finish what is in flight, part with the machines, remove the socket."""
-        if self._held is not None and native in self._held:
-            self._held.remove(native)
+        self.gate.forget(native)
         await native.close()
 
     @override

@@ -15,10 +15,11 @@ from ubi_rpc.bdevs import KINDS
 from ubi_rpc.bdevs.kind import IO_TYPES, PREFERENCES, BdevKind, BdevParams
 from ubi_rpc.bdevs.null import MAX_SIZE_BYTES
 from ubi_rpc.errors import ErrorKind, UbiError
+from ubi_rpc.methods.listing import describe_all
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text, UInt64
 from ubi_rpc.rpc.method import DECODE_FAILED, Method
-from ubi_rpc.storage.entries import BdevEntry, ObjectState
+from ubi_rpc.storage.entries import BdevEntry
 from ubi_rpc.storage.lifecycle import Lifecycle
 
 RATE_LIMITS = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
@@ -103,14 +104,7 @@ async def bdev_get_bdevs(services: Services, params: GetBdevsParams) -> list[dic
     await lifecycle.settle(params.name)
     if params.name is not None:
         return [await describe(await find(lifecycle, params.name, params.timeout))]
-    shown = []
-    for entry in lifecycle.registry.bdevs():
-        try:
-            shown.append(await describe(entry))
-        except UbiError:
-            if entry.state is ObjectState.ONLINE:  # otherwise it went while it was asked
-                raise
-    return shown
+    return await describe_all(lifecycle.registry.bdevs(), describe)
 
 
 def _create(kind: BdevKind[Any, Any]) -> Method:

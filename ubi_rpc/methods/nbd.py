@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ubi_rpc.errors import UbiError
 from ubi_rpc.frontends.nbd import NbdExportParams
 from ubi_rpc.frontends.nbd_tls import tls_mode
+from ubi_rpc.methods.listing import describe_all
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import NoParams, Params, Text
 from ubi_rpc.rpc.method import Method
-from ubi_rpc.storage.entries import ExportEntry, ObjectState
+from ubi_rpc.storage.entries import ExportEntry
 
 
 class ExportNameParams(Params):
@@ -32,14 +32,7 @@ async def nbd_delete_export(services: Services, params: ExportNameParams) -> boo
 async def nbd_get_exports(services: Services, _: NoParams) -> list[dict[str, object]]:
     """Return the exports in order of creation."""
     await services.lifecycle.settle()
-    shown = []
-    for export in services.lifecycle.registry.exports(services.nbd):
-        try:
-            shown.append(await _describe(export))
-        except UbiError:
-            if export.state is ObjectState.ONLINE:  # otherwise it went while it was asked
-                raise
-    return shown
+    return await describe_all(services.lifecycle.registry.exports(services.nbd), _describe)
 
 
 async def _describe(export: ExportEntry) -> dict[str, object]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.frontends.vhost_blk import TRANSPORT, CoalescingParams, VhostBlkController, VhostBlkParams
+from ubi_rpc.methods.listing import describe_all
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import Params, Text
 from ubi_rpc.rpc.method import INVALID_PARAMETERS, Method
-from ubi_rpc.storage.entries import ExportEntry, ObjectState
+from ubi_rpc.storage.entries import ExportEntry
 
 REFUSED = -32602
 NOT_FOUND = -32603
@@ -61,14 +62,7 @@ async def vhost_get_controllers(services: Services, params: GetControllersParams
     registry = services.lifecycle.registry
     if params.name is not None:
         return [await _describe(registry.find_export(services.vhost_blk, params.name))]
-    shown = []
-    for export in registry.exports(services.vhost_blk):
-        try:
-            shown.append(await _describe(export))
-        except UbiError:
-            if export.state is ObjectState.ONLINE:  # otherwise it went while it was asked
-                raise
-    return shown
+    return await describe_all(registry.exports(services.vhost_blk), _describe)
 
 
 async def vhost_controller_set_coalescing(services: Services, params: CoalescingParams) -> bool:

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
-use crate::frontend::nbd::budget::Budget;
+use crate::frontend::budget::Budget;
 use crate::frontend::nbd::listener::{ListenOptions, NbdListener};
 use crate::frontend::vhost_user::controller::{ControllerOptions, VhostController};
 use crate::reactor::{Handle, IoEngine, Reactors};

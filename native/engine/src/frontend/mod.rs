@@ -1,5 +1,6 @@
 //! How clients reach a bdev.
 
+pub mod budget;
 pub mod nbd;
 mod socket_node;
 pub mod vhost_user;

@@ -5,19 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 use std::io;
 use std::net::ToSocketAddrs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::budget::Budget;
 use super::connection;
 use super::export::{Export, ExportOptions, Seat, Session};
 use super::handshake::{Agreed, ExportDescription, ExportDirectory, ExportListing, NoEntry};
 use super::tls::{TlsOptions, TlsServer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
+use crate::frontend::budget::Budget;
+use crate::frontend::socket_node::SocketNode;
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
@@ -44,15 +44,7 @@ pub struct ListenOptions {
 pub struct NbdListener {
     shared: Arc<Shared>,
     address: String,
-    node: Option<Node>,
-}
-
-/// The socket's file, and whose it is: it has the temporary name until the listener is open.
-struct Node {
-    path: PathBuf,
-    temporary: PathBuf,
-    dev: u64,
-    ino: u64,
+    node: Option<SocketNode>,
 }
 
 /// What a listener's connections share.
@@ -83,14 +75,9 @@ impl NbdListener {
         path: &Path,
         options: ListenOptions,
     ) -> Result<Self> {
-        refuse_occupied(path)?;
         let events = options.events.clone();
-        let tls = load_tls(options, path.display())?;
-        let temporary = PathBuf::from(format!("{}.{}", path.display(), std::process::id()));
-        let _ = std::fs::remove_file(&temporary);
-        let socket = Socket::listen_unix(&temporary, BACKLOG).map_err(|error| listen_error(path, &error))?;
-        let meta = std::fs::metadata(&temporary).map_err(|error| Error::from_io(path.display(), &error))?;
-        let node = Node { path: path.to_owned(), temporary, dev: meta.dev(), ino: meta.ino() };
+        let (node, socket) = SocketNode::listen(path, BACKLOG)?;
+        let tls = load_tls(options, path.display()).inspect_err(|_| node.remove())?;
         Ok(Self::new(reactors, budget, socket, (tls, events), path.display().to_string(), Some(node)))
     }
 
@@ -129,7 +116,7 @@ impl NbdListener {
         socket: Socket,
         (tls, events): (Option<Arc<TlsServer>>, Option<Arc<Events>>),
         address: String,
-        node: Option<Node>,
+        node: Option<SocketNode>,
     ) -> Self {
         let shared = Arc::new(Shared {
             exports: Mutex::new(BTreeMap::new()),
@@ -157,7 +144,6 @@ impl NbdListener {
             return Ok(());
         }
         if let Some(node) = &self.node {
-            refuse_occupied(&node.path)?;
             node.publish()?;
         }
         self.shared.accepting.store(true, Ordering::Release);
@@ -243,49 +229,9 @@ impl Drop for NbdListener {
     }
 }
 
-impl Node {
-    /// Give the socket its name. Renamed, not made there: whoever connects meets the old one or this, never nothing.
-    fn publish(&self) -> Result<()> {
-        std::fs::rename(&self.temporary, &self.path).map_err(|error| Error::from_io(self.path.display(), &error))
-    }
-
-    /// Remove the file under either name, unless it is another's by now.
-    fn remove(&self) {
-        for path in [&self.path, &self.temporary] {
-            let ours =
-                std::fs::symlink_metadata(path).is_ok_and(|meta| meta.dev() == self.dev && meta.ino() == self.ino);
-            if ours {
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
-}
-
-/// Refuse a path that somebody listens on, or that is no socket.
-fn refuse_occupied(path: &Path) -> Result<()> {
-    let Ok(meta) = std::fs::symlink_metadata(path) else { return Ok(()) };
-    if !meta.file_type().is_socket() {
-        let message = format!("{} exists and is not a socket; remove it or choose another path", path.display());
-        return Err(Error::new(ErrorKind::AlreadyExists, message));
-    }
-    if Socket::is_live_unix(path) {
-        let message = format!("{}: another program listens there", path.display());
-        return Err(Error::new(ErrorKind::Busy, message));
-    }
-    Ok(())
-}
-
 fn load_tls(options: ListenOptions, address: impl Display) -> Result<Option<Arc<TlsServer>>> {
     let load = |tls| TlsServer::load(tls, &address.to_string(), options.events).map(Arc::new);
     options.tls.map(load).transpose()
-}
-
-fn listen_error(path: &Path, error: &io::Error) -> Error {
-    if error.kind() == io::ErrorKind::InvalidInput {
-        let message = format!("{} is too long for a socket (100 bytes are safe)", path.display());
-        return Error::new(ErrorKind::InvalidParams, message);
-    }
-    Error::from_io(format_args!("listen on {}", path.display()), error)
 }
 
 fn check_exportable(options: &ExportOptions) -> Result<()> {

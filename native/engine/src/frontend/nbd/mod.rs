@@ -6,9 +6,8 @@
 //! - [`handshake`], [`proto`], [`context`]: the protocol itself, without I/O
 //! - [`zeros`] cuts reads into chunks, [`status`] answers BLOCK_STATUS, [`unaligned`] carries out what is not in whole blocks
 //! - [`stream`] a client's bytes, [`tls`] under TLS where that was agreed on
-//! - [`budget`], [`output`], [`receive`]: a connection's memory
+//! - [`output`], [`receive`]: a connection's memory
 
-pub mod budget;
 mod connection;
 pub mod context;
 pub mod export;
@@ -23,5 +22,5 @@ pub mod tls;
 mod unaligned;
 mod zeros;
 
-/// Largest payload of one request in bytes; nbd-tester-client's traces need more than 47 MiB.
-pub const MAX_PAYLOAD: u32 = 64 << 20;
+/// Largest payload of one request in bytes.
+pub const MAX_PAYLOAD: u32 = super::budget::MAX_REQUEST_BYTES;

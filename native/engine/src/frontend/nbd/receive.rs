@@ -43,11 +43,22 @@ impl Receive {
     }
 
     /// Receive what is there; Ok(0) is the end of the stream.
-    pub fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
+    fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
         self.make_room();
         let count = stream.recv(&mut self.buf[self.end..])?;
         self.end += count;
         Ok(count)
+    }
+
+    /// Receive what is there; None when that is nothing yet.
+    pub fn try_fill(&mut self, stream: &Stream) -> Option<io::Result<usize>> {
+        loop {
+            match self.fill(stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return Some(other),
+            }
+        }
     }
 
     /// Receive into `payload` first, then the little that follows it (the next headers) here.

@@ -12,7 +12,7 @@ use super::session;
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
-use crate::frontend::nbd::budget::Budget;
+use crate::frontend::budget::Budget;
 use crate::frontend::socket_node::SocketNode;
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;

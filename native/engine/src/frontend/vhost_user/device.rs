@@ -8,7 +8,7 @@ use super::log::DirtyLog;
 use super::proto;
 use crate::bdev::Bdev;
 use crate::events::{Events, Level};
-use crate::frontend::nbd::budget::Budget;
+use crate::frontend::budget::Budget;
 use crate::reactor::sync::Promise;
 use crate::sys::eventfd::EventFd;
 use crate::sys::socket::Socket;

@@ -18,7 +18,7 @@ use super::memory::GuestMemory;
 use super::request::{Outcome, Request, Target, Tried};
 use super::ring::{Ring, Violation};
 use crate::events::Level;
-use crate::frontend::nbd::budget::{Account, Permit};
+use crate::frontend::budget::{Account, Permit};
 use crate::reactor::sync::Promise;
 use crate::reactor::{Place, exec, io};
 use crate::sys::buf::IoBuf;

@@ -24,7 +24,7 @@ const RANGE_BYTES: usize = 16;
 const ID_BYTES: usize = 20;
 const SECTOR: u64 = 512;
 /// Data of one request; the budget has room for it whatever its limit is.
-pub const MAX_DATA: usize = 64 << 20;
+pub const MAX_DATA: usize = crate::frontend::budget::MAX_REQUEST_BYTES as usize;
 /// Longer requests are not tried in place: they would hold up the others of their reactor.
 const INLINE_BYTES: usize = 256 << 10;
 

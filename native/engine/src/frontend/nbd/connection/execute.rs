@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use super::super::budget::Permit;
 use super::super::proto::{self, Command, Request};
 use super::super::status;
 use super::super::unaligned::Unaligned;
@@ -10,6 +9,7 @@ use super::super::zeros::is_zero;
 use super::{Connection, Cut};
 use crate::bdev::{PartialRead, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
+use crate::frontend::budget::Permit;
 use crate::reactor::exec;
 use crate::sys::buf::{IoBuf, IoData};
 

@@ -20,7 +20,6 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use super::MAX_PAYLOAD;
-use super::budget::{Account, Permit};
 use super::export::{Export, Session};
 use super::listener::Shared;
 use super::output::{Flushed, Output};
@@ -29,6 +28,7 @@ use super::receive::Receive;
 use super::stream::Stream;
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind};
+use crate::frontend::budget::{Account, Permit};
 use crate::reactor::{exec, io as socket_io};
 use crate::sys::buf::IoBuf;
 use crate::sys::socket::Socket;
@@ -56,17 +56,6 @@ pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
     connection.read_loop(&mut receive).await;
     connection.drain().await;
     connection.stream.close();
-}
-
-/// Receive what is there; None when that is nothing yet.
-fn attempt_fill(stream: &Stream, receive: &mut Receive) -> Option<io::Result<usize>> {
-    loop {
-        match receive.fill(stream) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return Some(other),
-        }
-    }
 }
 
 /// A client in transmission.
@@ -328,10 +317,10 @@ impl Connection {
                 return false;
             }
             // On a busy machine the client has run while the answer was being sent: its next request is here.
-            if let Some(received) = attempt_fill(&self.stream, receive) {
+            if let Some(received) = receive.try_fill(&self.stream) {
                 return self.note_received(received);
             }
-            let attempt = || attempt_fill(&self.stream, receive);
+            let attempt = || receive.try_fill(&self.stream);
             match if self.is_quiet() { socket_io::spin(attempt) } else { None } {
                 Some(received) => return self.note_received(received),
                 None => socket_io::readable(self.stream.raw_fd()).await,

@@ -75,11 +75,9 @@ async fn send_all(stream: &Stream, out: &mut Vec<u8>) -> Option<()> {
 /// Receive something; false at the stream's end.
 pub async fn receive_some(stream: &Stream, receive: &mut Receive) -> bool {
     loop {
-        match receive.fill(stream) {
-            Ok(count) => return count > 0,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket_io::readable(stream.raw_fd()).await,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return false,
+        match receive.try_fill(stream) {
+            Some(received) => return received.is_ok_and(|count| count > 0),
+            None => socket_io::readable(stream.raw_fd()).await,
         }
     }
 }

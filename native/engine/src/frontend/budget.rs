@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
+/// Data of the largest request that a frontend takes, bytes; nbd-tester-client's traces need more than 47 MiB.
+pub const MAX_REQUEST_BYTES: u32 = 64 << 20;
 /// Bytes that a connection may hold beside its one largest request.
 const CONNECTION_BYTES: usize = 64 << 20;
 /// Bytes that every connection may hold whatever others hold, so that nobody can starve it.
@@ -24,7 +26,7 @@ pub struct Budget {
 impl Budget {
     /// A pool of `limit` bytes; at least the largest request fits.
     pub fn new(limit: usize) -> Arc<Self> {
-        let limit = limit.max(super::MAX_PAYLOAD as usize);
+        let limit = limit.max(MAX_REQUEST_BYTES as usize);
         Arc::new(Self { limit, used: AtomicUsize::new(0), waiting: Mutex::new(Vec::new()) })
     }
 
