@@ -1,10 +1,11 @@
-"""The comparison with other NBD servers, one command a table.
+"""The comparison with other servers, one command a table.
 
 - `tables`: what each table measures and what it has to reach
 - `compare`: interleaved runs of the same load on several servers, and their medians
 - `servers`: the peers, started the way their users start them
 - `daemon`: ours, driven by JSON-RPC
 - `load`: the two clients, nbd-load and fio
+- `vhost`, `vhost_servers`: the same of virtual machines' disks, with vhost-load
 - `control`: what is measured without a data path, over `rpc`
 - `files`: files in the page cache, always in the same state
 - `process`: other programs: their start, end, CPU time and CPUs

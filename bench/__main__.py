@@ -12,7 +12,7 @@ from typing import Any
 from bench.compare import Plan
 from bench.control import run_c4, run_c7
 from bench.daemon import CHECKOUT
-from bench.load import build_nbd_load
+from bench.load import build_client, build_nbd_load
 from bench.machine import describe, warn_if_busy
 from bench.overlay import run_c1, run_l5, run_l6, run_map, run_open
 from bench.process import BenchError
@@ -21,11 +21,13 @@ from bench.scale import run_c2, run_c3
 from bench.servers import OURS, OURS_BARE, Files
 from bench.service import run_c5, run_c6, run_crowd
 from bench.tables import DATA_TABLES, PEER_NAMES, Setup, run_data_table
+from bench.vhost import VhostSetup, run_p5
 
 SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
 OVERLAY_TABLES = ("c1", "l5", "l6", "map", "open")
 SCALE_TABLES = ("c2", "c3", "c5", "c6", "crowd")
-TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES)
+VHOST_TABLES = ("p5",)
+TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES, *VHOST_TABLES)
 FULL = Plan(seconds=2.0, rounds=5)
 QUICK = Plan(seconds=0.5, rounds=3)
 MIB = 1 << 20
@@ -62,6 +64,8 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         return run_c7(args.python, folder, 5 if args.quick else 20)
     if name in OVERLAY_TABLES:
         return _run_overlay(name, args, folder)
+    if name in VHOST_TABLES:
+        return _run_vhost(args, folder)
     standard = QUICK if args.quick else FULL
     plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
     size_mib = args.size_mib or (256 if args.quick else 1024)
@@ -72,6 +76,14 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
     setup = Setup(args.python, args.nbd_load, Files(folder, size_mib * MIB), plan, args.only, servers, cpu)
     return run_data_table(DATA_TABLES[name], setup)
+
+
+def _run_vhost(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+    args.vhost_load = args.vhost_load or build_client("vhost-load")
+    standard = QUICK if args.quick else FULL
+    plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
+    size_mib = args.size_mib or (256 if args.quick else 1024)
+    return run_p5(VhostSetup(args.python, args.vhost_load, folder, size_mib * MIB), plan, args.only)
 
 
 def _run_scale(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
@@ -126,6 +138,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=CHECKOUT / "build/bench/results", help="folder for results")
     parser.add_argument("--python", type=Path, default=_default_python(), help="interpreter that runs our daemon")
     parser.add_argument("--nbd-load", type=Path, help="the client, if it is built already")
+    parser.add_argument("--vhost-load", type=Path, help="the driver of virtual machines' disks, likewise")
     return parser.parse_args()
 
 

@@ -75,14 +75,19 @@ class _Counts:
 
 def build_nbd_load() -> Path:
     """Build nbd-load and return its path."""
+    return build_client("nbd-load")
+
+
+def build_client(name: str) -> Path:
+    """Build one of the load generators and return its path."""
     if shutil.which("cargo") is None:
-        raise BenchError("cargo is not on the PATH; build nbd-load elsewhere and name it with --nbd-load")
+        raise BenchError(f"cargo is not on the PATH; build {name} elsewhere and name it with --{name}")
     manifest = str(CHECKOUT / "native/Cargo.toml")
     command = ["cargo", "build", "--release", "--locked", "--manifest-path", manifest, "-p", "ubi-bench"]
     lines = run([*command, "--message-format", "json"]).splitlines()
     artifacts = (json.loads(line) for line in lines)
-    built = [item["executable"] for item in artifacts if item.get("executable")]
-    return Path(built[-1])
+    built = (Path(item["executable"]) for item in artifacts if item.get("executable"))
+    return next(path for path in built if path.name == name)
 
 
 class Clients:

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ubi_bench::words;
+
 pub const USAGE: &str = "usage: nbd-load (--uri URI | --socket PATH | --tcp HOST:PORT) [options]
   --uri URI          nbd+unix:///EXPORT?socket=PATH or nbd://HOST[:PORT]/EXPORT
   --export NAME      export (default: the default export)
@@ -100,17 +102,16 @@ impl Args {
                 }
             }
             "--bs" => {
-                self.block_size = u32::try_from(parse_bytes(value)?).map_err(|_| format!("--bs {value}: too large"))?;
+                self.block_size =
+                    u32::try_from(words::bytes(value)?).map_err(|_| format!("--bs {value}: too large"))?;
             }
-            "--qd" => self.queue_depth = parse_number(option, value)?,
-            "--connections" => self.connections = parse_number(option, value)?,
-            "--seconds" => self.seconds = parse_seconds(value)?,
-            "--ramp" => self.ramp = parse_seconds(value)?,
-            "--size" => self.size = Some(parse_bytes(value)?),
-            "--cpus" => {
-                self.cpus = value.split(',').map(|cpu| parse_number(option, cpu)).collect::<Result<_, _>>()?;
-            }
-            "--seed" => self.seed = parse_number(option, value)?,
+            "--qd" => self.queue_depth = words::number(option, value)?,
+            "--connections" => self.connections = words::number(option, value)?,
+            "--seconds" => self.seconds = words::seconds(value)?,
+            "--ramp" => self.ramp = words::seconds(value)?,
+            "--size" => self.size = Some(words::bytes(value)?),
+            "--cpus" => self.cpus = words::list(option, value)?,
+            "--seed" => self.seed = words::number(option, value)?,
             _ => return Err(format!("{option}: not an option")),
         }
         Ok(())
@@ -128,26 +129,6 @@ impl Args {
         }
         Ok(self)
     }
-}
-
-fn parse_number<T: std::str::FromStr>(option: &str, value: &str) -> Result<T, String> {
-    value.parse().map_err(|_| format!("{option} {value}: not a number"))
-}
-
-fn parse_seconds(value: &str) -> Result<Duration, String> {
-    let seconds: f64 = parse_number("seconds", value)?;
-    Duration::try_from_secs_f64(seconds).map_err(|error| format!("{value} seconds: {error}"))
-}
-
-fn parse_bytes(value: &str) -> Result<u64, String> {
-    let (digits, shift) = match value.as_bytes().last() {
-        Some(b'K' | b'k') => (&value[..value.len() - 1], 10),
-        Some(b'M' | b'm') => (&value[..value.len() - 1], 20),
-        Some(b'G' | b'g') => (&value[..value.len() - 1], 30),
-        _ => (value, 0),
-    };
-    let number: u64 = parse_number("bytes", digits)?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{value}: too large"))
 }
 
 fn parse_uri(uri: &str) -> Result<(Server, String), String> {

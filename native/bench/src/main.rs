@@ -9,17 +9,13 @@
 //! - [`worker`]: one connection under load
 //! - [`replies`]: completions out of a stream of bytes
 //! - [`requests`]: requests into one send
-//! - [`histogram`]: latencies in buckets
-//! - [`sys`]: the few system calls that the standard library lacks
 
 #![deny(unsafe_code)]
 
 mod args;
-mod histogram;
 mod negotiate;
 mod replies;
 mod requests;
-mod sys;
 mod worker;
 
 use std::process::ExitCode;
@@ -29,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use negotiate::Agreed;
+use ubi_bench::sys;
 use worker::{Outcome, Window};
 
 /// All workers begin this long after the last one is connected, so that all of them have the same window.

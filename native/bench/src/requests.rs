@@ -3,6 +3,8 @@
 use std::io::{self, IoSlice, Write};
 use std::time::Instant;
 
+use ubi_bench::random::Random;
+
 use crate::args::{Args, Pattern};
 
 const REQUEST_MAGIC: u32 = 0x2560_9513;
@@ -20,7 +22,7 @@ pub struct Blocks {
     first: u64,
     count: u64,
     next: u64,
-    random: u64,
+    random: Random,
 }
 
 impl Blocks {
@@ -39,7 +41,7 @@ impl Blocks {
             Pattern::Sequential => (share * index as u64, share),
         };
         let seed = (args.seed << 16) + index as u64;
-        Ok(Self { pattern: args.pattern, first, count, next: 0, random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1 })
+        Ok(Self { pattern: args.pattern, first, count, next: 0, random: Random::new(seed) })
     }
 
     pub fn next(&mut self) -> u64 {
@@ -49,13 +51,7 @@ impl Blocks {
                 self.next = (block + 1) % self.count;
                 block
             }
-            Pattern::Random => {
-                self.random ^= self.random >> 12;
-                self.random ^= self.random << 25;
-                self.random ^= self.random >> 27;
-                let number = self.random.wrapping_mul(0x2545_f491_4f6c_dd1d);
-                ((u128::from(number) * u128::from(self.count)) >> 64) as u64
-            }
+            Pattern::Random => self.random.below(self.count),
         };
         self.first + block
     }

@@ -3,8 +3,9 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
+use ubi_bench::histogram::Histogram;
+
 use crate::args::Args;
-use crate::histogram::Histogram;
 use crate::negotiate::{Agreed, PATIENCE, Stream};
 use crate::replies::Replies;
 use crate::requests::{self, Blocks, Requests};

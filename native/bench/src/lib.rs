@@ -1,0 +1,13 @@
+//! What the load generators have in common.
+//!
+//! - [`histogram`]: latencies in buckets
+//! - [`random`]: numbers that are the same for the same seed
+//! - [`words`]: words of a command line
+//! - [`sys`]: the few system calls that the standard library lacks
+
+#![deny(unsafe_code)]
+
+pub mod histogram;
+pub mod random;
+pub mod sys;
+pub mod words;
