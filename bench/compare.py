@@ -54,6 +54,7 @@ def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Pla
     for turn in range(plan.rounds):
         for target in targets:
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
+            target.attach()
             clients.run(target, cell, WARM_UP_S)
             samples[target.name].append(clients.run(target, cell, plan.seconds))
             if cell.writes:

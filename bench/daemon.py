@@ -82,6 +82,11 @@ class Daemon:
             answer = client.call("nbd_create_export", bdev_name=bdev, socket=str(self.nbd_socket))
         return str(answer["export_name"])
 
+    def delete_export(self, name: str) -> None:
+        """Take an export back."""
+        with self.client() as client:
+            client.call("nbd_delete_export", export_name=name)
+
     def check_all_present(self, name: str) -> None:
         """Raise BenchError unless every stripe of a volume is present."""
         with self.client() as client:

@@ -2,13 +2,14 @@
 
 All that serve a file itself serve the same file: one page cache, one layout on disk. Locks are off where a server
 would refuse that; only one server is under load at a time. Our volume has its own base, of the same size, and an image
-of its own, which it keeps others from changing.
+of its own, which it keeps others from changing; our bare bdev is the base of that volume, which is deleted for a run
+and opened again for the next: two files differ in speed for as long as their pages stay where they are.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from bench.process import BenchError, Process, run
 
 OURS = "ubi_rpc ubi"
 OURS_BARE = "ubi_rpc aio"
+_VOLUME = "ubi0"
+_BASE = "ubi0_base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class Target:
         socket: where it listens.
         export: its name there.
         file: what it serves from: to be in the page cache, and written back between runs.
+        attach: makes it ready for a run, where something else has the file between runs.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Target:
     socket: Path
     export: str
     file: Path
+    attach: Callable[[], None] = lambda: None
 
     @property
     def uri(self) -> str:
@@ -119,18 +124,12 @@ class Files:
         """What our volume is kept in."""
         return self.folder / "base.raw"
 
-    @property
-    def bare(self) -> Path:
-        """What our bare bdev is."""
-        return self.folder / "bare.raw"
-
     def write(self) -> None:
         """Make them, with the same content."""
         write_image(self.shared, self.size_bytes)
         write_image(self.image, self.size_bytes)
-        for base in (self.base, self.bare):
-            with base.open("wb") as file:
-                file.truncate(self.size_bytes + UBI_METADATA_BYTES)
+        with self.base.open("wb") as file:
+            file.truncate(self.size_bytes + UBI_METADATA_BYTES)
 
 
 def _start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
@@ -155,33 +154,59 @@ def _overlay(process: Process) -> Path:
     raise BenchError(f"{process.name} has no unlinked file open; its cache cannot be put into the same state")
 
 
-def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
-    """One daemon with a volume whose every stripe is present, and a bare bdev whose file came about the same way.
+class _Ours:
+    """A volume whose every stripe is present, in a daemon of its own, and the base of it as a bare bdev.
 
-    The way matters: how a file was written decides its extents and its folios in the page cache, and with them the
-    cost of a request.
+    What is written to the bare bdev is written over the volume's metadata too: they are kept meanwhile.
     """
+
+    def __init__(self, daemon: Daemon, files: Files) -> None:
+        """Make the volume and write all of it."""
+        self._daemon, self._files = daemon, files
+        daemon.create_aio(_BASE, files.base)
+        self._create_volume()
+        self._metadata: bytes | None = None
+        run(["nbdcopy", "--allocated", str(files.image), self.volume.uri])
+        daemon.check_all_present(_VOLUME)
+
+    @property
+    def volume(self) -> Target:
+        """The volume."""
+        return self._target(OURS, _VOLUME, self._attach_volume)
+
+    @property
+    def bare(self) -> Target:
+        """Its base."""
+        return self._target(OURS_BARE, _BASE, self._attach_bare)
+
+    def _target(self, name: str, export: str, attach: Callable[[], None]) -> Target:
+        return Target(name, self._daemon.process, self._daemon.nbd_socket, export, self._files.base, attach)
+
+    def _create_volume(self) -> None:
+        self._daemon.create_ubi(_VOLUME, _BASE, self._files.image)
+        self._daemon.export(_VOLUME)
+
+    def _attach_volume(self) -> None:
+        if self._metadata is not None:
+            self._daemon.delete_export(_BASE)
+            with self._files.base.open("r+b") as file:
+                file.write(self._metadata)
+            self._metadata = None
+            self._create_volume()
+
+    def _attach_bare(self) -> None:
+        if self._metadata is None:
+            self._daemon.delete_ubi(_VOLUME)
+            with self._files.base.open("rb") as file:
+                self._metadata = file.read(UBI_METADATA_BYTES)
+            self._daemon.export(_BASE)
+
+
+def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
     if not {OURS, OURS_BARE} & set(names):
         return []
-    daemon = stack.enter_context(Daemon.running(python, files.folder))
-    targets = []
-    if OURS in names:
-        targets.append(_fill_volume(daemon, files, OURS, "ubi0", files.base))
-    if OURS_BARE in names:
-        filled = _fill_volume(daemon, files, OURS_BARE, "ubi1", files.bare)
-        daemon.delete_ubi("ubi1")
-        targets.append(replace(filled, export=daemon.export("ubi1_base")))
-    return targets
-
-
-def _fill_volume(daemon: Daemon, files: Files, target: str, name: str, base: Path) -> Target:
-    """Make a volume and write all of it through the daemon."""
-    daemon.create_aio(f"{name}_base", base)
-    daemon.create_ubi(name, f"{name}_base", files.image)
-    volume = Target(target, daemon.process, daemon.nbd_socket, daemon.export(name), base)
-    run(["nbdcopy", "--allocated", str(files.image), volume.uri])
-    daemon.check_all_present(name)
-    return volume
+    ours = _Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
+    return [target for target in (ours.volume, ours.bare) if target.name in names]
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -110,11 +110,7 @@ impl Stream {
                 Self::Tcp(stream)
             }
         };
-        let fd = match &stream {
-            Self::Unix(stream) => stream.as_fd(),
-            Self::Tcp(stream) => stream.as_fd(),
-        };
-        sys::set_send_buffer(fd, SEND_BUFFER_BYTES)?;
+        sys::set_send_buffer(stream.as_fd(), SEND_BUFFER_BYTES)?;
         stream.set_read_timeout(PATIENCE)?;
         Ok(stream)
     }
@@ -130,6 +126,15 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.set_read_timeout(Some(limit)),
             Self::Tcp(stream) => stream.set_read_timeout(Some(limit)),
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 /// Let this thread run on one CPU only.
 ///
@@ -28,6 +29,20 @@ pub fn cpu_time() -> (f64, f64) {
     debug_assert_eq!(result, 0, "RUSAGE_SELF and a valid pointer cannot fail");
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     (seconds(usage.ru_utime), seconds(usage.ru_stime))
+}
+
+/// Wait until `socket` can be read, has ended or is broken; false when none of it happens in `limit`.
+///
+/// Unlike a blocking receive it is not disturbed on a Unix socket by the server's reading of what was sent: the kernel
+/// wakes a blocked receiver for that too.
+pub fn wait_readable(socket: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let mut entry = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the kernel reads and writes one pollfd, for which `entry` is exclusive.
+    match unsafe { libc::poll(&raw mut entry, 1, limit_ms) } {
+        -1 => Err(io::Error::last_os_error()),
+        count => Ok(count > 0),
+    }
 }
 
 /// Ask for a send buffer of `bytes`; the system may give less.
@@ -67,6 +82,18 @@ mod tests {
         while cpu_time().0 + cpu_time().1 - before.0 - before.1 < 0.002 {
             std::hint::spin_loop();
         }
+    }
+
+    #[test]
+    fn a_socket_is_readable_once_there_is_something_or_never_will_be() {
+        use std::io::Write;
+        let (socket, mut peer) = UnixStream::pair().expect("a pair");
+        assert!(!wait_readable(socket.as_fd(), Duration::from_millis(1)).expect("poll"));
+        peer.write_all(b"x").expect("room");
+        assert!(wait_readable(socket.as_fd(), Duration::from_secs(10)).expect("poll"));
+        let (socket, peer) = UnixStream::pair().expect("a pair");
+        drop(peer);
+        assert!(wait_readable(socket.as_fd(), Duration::from_secs(10)).expect("poll"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One connection under load: always as many requests in flight as were asked for.
 
 use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use ubi_bench::histogram::Histogram;
@@ -9,6 +10,7 @@ use crate::args::Args;
 use crate::negotiate::{Agreed, PATIENCE, Stream};
 use crate::replies::Replies;
 use crate::requests::{self, Blocks, Requests};
+use crate::sys;
 
 /// Takes the replies to a batch of small reads, or a good part of a large one, with one call.
 const RECEIVE_BYTES: usize = 1 << 20;
@@ -78,7 +80,7 @@ pub fn run(args: &Args, index: usize, agreed: Agreed, window: &Window) -> Result
     (0..args.queue_depth).for_each(|slot| queue.push(slot, blocks.next()));
     queue.send(&mut stream, &mut started).map_err(failed)?;
     while left > 0 {
-        let end = kept + receive(&mut stream, &mut buffer[kept..]).map_err(failed)?;
+        let end = kept + receive(&mut stream, &mut buffer[kept..], args.busy_poll).map_err(failed)?;
         let now = Instant::now();
         let (measured, over) = (window.has(now), now >= window.end);
         outcome.recvs += u64::from(measured);
@@ -113,10 +115,13 @@ pub fn run(args: &Args, index: usize, agreed: Agreed, window: &Window) -> Result
     Ok(outcome)
 }
 
-/// Receive something; a socket that does not block is asked until it has something.
-fn receive(stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
+/// Receive something, waiting for it as the stream was set up: asleep, or looking again and again.
+fn receive(stream: &mut Stream, buffer: &mut [u8], busy_poll: bool) -> io::Result<usize> {
     let begin = Instant::now();
     loop {
+        if !busy_poll && !sys::wait_readable(stream.as_fd(), PATIENCE)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match stream.read(buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => return Ok(count),
