@@ -46,6 +46,7 @@ class World:
         open: names of open bdevs in order of opening.
         offers: how each export was last added.
         tls: how each address was last listened on.
+        socket_access: mode and group of the frontends' sockets.
         counters: what a bdev's I/O statistics say.
         log: every call that changed something, in order.
     """
@@ -61,6 +62,7 @@ class World:
         self.engine_running = False
         self.offers: dict[str, dict[str, object]] = {}
         self.tls: dict[str, dict[str, Any] | None] = {}
+        self.socket_access: tuple[int, int | None] | None = None
         self.counters: dict[str, dict[str, int]] = {}
         self._next_port = 20000
 
@@ -251,9 +253,18 @@ class Engine:
     """As `_native.Engine`."""
 
     def __init__(
-        self, world: World, *, cpus: list[int] | None, reactors: int, io_engine: str, memory_budget_bytes: int
+        self,
+        world: World,
+        *,
+        cpus: list[int] | None,
+        reactors: int,
+        io_engine: str,
+        memory_budget_bytes: int,
+        socket_mode: int,
+        socket_group: int | None,
     ) -> None:
         world.enter("start", f"{cpus} {reactors} {io_engine}")
+        world.socket_access = (socket_mode, socket_group)
         assert memory_budget_bytes > 0
         self._world = world
         self._event_fd = os.eventfd(0, os.EFD_NONBLOCK)

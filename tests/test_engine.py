@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import Domain
 from tests.engine_double import EngineError, World
 from ubi_rpc import engine
-from ubi_rpc.engine import Engine
+from ubi_rpc.engine import Engine, SocketAccess
 from ubi_rpc.errors import DEFAULT_ERRNO, ErrorKind, UbiError
 
 
@@ -35,9 +35,10 @@ def test_the_native_module_has_the_same_kinds() -> None:
 
 
 async def test_options_reach_the_engine(world: World) -> None:
-    running = Engine()
+    running = Engine(access=SocketAccess(0o660, 105))
     await running.start(cpus=(0, 2), reactors=2, io_engine="threads")
     assert world.log == ["start [0, 2] 2 threads"]
+    assert world.socket_access == (0o660, 105)
     assert running.io_engine == "threads"
     await running.shutdown()
     await running.shutdown()

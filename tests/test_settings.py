@@ -134,3 +134,42 @@ def test_the_group_of_the_socket_is_a_name_or_a_number() -> None:
         assert settings.rpc_group == number
     with pytest.raises(SystemExit):
         parse(["--rpc-group", "no-such-group"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "mode", "group"),
+    [
+        ([], 0o600, None),
+        (["--socket-group", "root"], 0o660, 0),
+        (["--socket-group", "4242", "--socket-mode", "0666"], 0o666, 4242),
+        (["--socket-mode", "755"], 0o755, None),
+        (["--socket-mode", "0o600"], 0o600, None),
+    ],
+)
+def test_the_frontends_sockets_have_a_mode_and_a_group(argv: list[str], mode: int, group: int | None) -> None:
+    settings = parse(argv)
+    assert settings is not None
+    assert (settings.socket_mode, settings.socket_group) == (mode, group)
+    assert settings.rpc_group is None, "the RPC socket is none of these"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--socket-mode", "rw"], "is not an octal mode"),
+        (["--socket-mode", "0x1b0"], "is not an octal mode"),
+        (["--socket-mode", "0888"], "is not an octal mode"),
+        (["--socket-mode", "-1"], "from 0600 to 0777"),
+        (["--socket-mode", "1660"], "from 0600 to 0777"),
+        (["--socket-mode", "0060"], "from 0600 to 0777"),
+        (["--socket-group", "no-such-group"], "there is no group 'no-such-group'"),
+        (["--socket-group", "-5"], "there is no group"),
+    ],
+)
+def test_a_mode_or_group_that_cannot_be_is_refused(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(argv)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err

@@ -187,9 +187,12 @@ class Bdev:
     def iostat(self, *, forget_extremes: bool = False) -> IoStat:
         """Counters and times; with forget_extremes the longest and shortest ones begin anew afterwards."""
     def resize(self, num_blocks: int | None = None) -> None:
-        """Grow to num_blocks (null), or to the size that the file has by now (aio, num_blocks is not looked at).
+        """Grow to num_blocks (null), or to the size that the file (aio) or the base (ubi) has by now.
 
-        EngineError: unsupported for other kinds; invalid_params (null) or busy (aio) for less than there is.
+        What a volume has more by then reads as zeros, whatever the base has there.
+
+        EngineError: unsupported for other kinds; invalid_params (null) or busy (aio) for less than there is; for a
+        volume what the base said, and it has its old size then.
         """
     def ubi_status(self) -> UbiStatus:
         """Progress and state of a ubi bdev; EngineError unsupported for the other kinds."""
@@ -254,8 +257,14 @@ class Engine:
         reactors: int,
         io_engine: Literal["auto", "io_uring", "threads"],
         memory_budget_bytes: int,
+        socket_mode: int = 0o600,
+        socket_group: int | None = None,
     ) -> Engine:
-        """Start the reactors: one pinned to each of `cpus`, or `reactors` unpinned ones."""
+        """Start the reactors: one pinned to each of `cpus`, or `reactors` unpinned ones.
+
+        Unix sockets of frontends get `socket_mode` and the group `socket_group` before they have their names; to make
+        one fails with permission when this user may not give it to the group.
+        """
     @property
     def io_engine(self) -> str: ...
     @property
@@ -315,7 +324,7 @@ class Engine:
         """tls: the fields of `engine.TlsOptions`. EngineError: not_found or permission of its files, invalid_params."""
     def listen_nbd_tcp(self, *, host: str, port: int, tls: Mapping[str, object] | None = None) -> NbdListener: ...
     def create_vhost_blk(self, *, name: str, path: str, bdev: Bdev, readonly: bool, cpus: list[int]) -> VhostController:
-        """Prepare a controller's socket, of mode 0600; queues run on the reactors of `cpus`, on any for an empty list.
+        """Prepare a controller's socket; queues run on the reactors of `cpus`, on any for an empty list.
 
         Errors: busy when somebody listens at the path; already_exists when something that is no socket is there;
         invalid_params for a path that is too long, or CPUs that no reactor runs on; unsupported for larger blocks than

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ubi_rpc import engine as native
 from ubi_rpc.config_source import ConfigSource
-from ubi_rpc.engine import Engine
+from ubi_rpc.engine import Engine, SocketAccess
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.files import Files
 from ubi_rpc.frontends.nbd import NbdFrontend
@@ -99,7 +99,8 @@ class Daemon:
             _log.info("options without effect here: %s", " ".join(settings.ignored))
         kept = None if settings.persist is None else _lock_kept(settings.persist, parts)
         source, loaded = _read_config(settings.config, kept)
-        engine, options = Engine(settings.state_dir), Options()
+        access = SocketAccess(settings.socket_mode, settings.socket_group)
+        engine, options = Engine(settings.state_dir, access), Options()
         files = Files(settings.allowed_dirs)
         parts.callback(files.close)
         keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeAlias, TypeVar, cast
 
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, IoEngine
+from ubi_rpc.settings import BLOCKING_CALLS, MEMORY_BUDGET_BYTES, PRIVATE_SOCKET, IoEngine
 
 if TYPE_CHECKING:
     from ubi_rpc import _native
@@ -277,15 +277,30 @@ class VhostController:
         await self._engine.call(self._native.close)
 
 
+@dataclass(frozen=True, slots=True)
+class SocketAccess:
+    """Who may connect to the frontends' Unix sockets.
+
+    Args:
+        mode: permission bits; connecting takes the permission to write.
+        group: number of the group that they belong to; None for the one that the system gives them.
+    """
+
+    mode: int = PRIVATE_SOCKET
+    group: int | None = None
+
+
 class Engine:
     """The data plane: nothing before `start`, nothing after `shutdown`.
 
     Args:
         state_dir: where the volatile maps of volumes live; None: volumes do without, and say so.
+        access: who may connect to Unix sockets; the RPC socket is none of these.
     """
 
-    def __init__(self, state_dir: Path | None = None) -> None:
+    def __init__(self, state_dir: Path | None = None, access: SocketAccess | None = None) -> None:
         self._state_dir = state_dir
+        self._access = access or SocketAccess()
         self._pool = ThreadPoolExecutor(max_workers=BLOCKING_CALLS, thread_name_prefix="engine")
         self._started: _native.Engine | None = None
         self._error_type: type[_native.EngineError] | tuple[()] = ()
@@ -310,6 +325,8 @@ class Engine:
             reactors=reactors,
             io_engine=io_engine,
             memory_budget_bytes=MEMORY_BUDGET_BYTES,
+            socket_mode=self._access.mode,
+            socket_group=self._access.group,
         )
         asyncio.get_running_loop().add_reader(self._started.event_fd, self._log_events)
 

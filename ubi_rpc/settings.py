@@ -34,6 +34,9 @@ MEMORY_BUDGET_BYTES = 256 << 20
 STOP_TIMEOUT_S = 60.0
 """A clean stop that storage holds up for longer than this ends at once instead; the crash promises then hold."""
 
+PRIVATE_SOCKET, GROUP_SOCKET = 0o600, 0o660
+"""Modes of the frontends' sockets when nothing else is said: their user's alone, and with a group that group's too."""
+
 IoEngine = Literal["auto", "io_uring", "threads"]
 
 
@@ -56,6 +59,8 @@ class Settings:
         check_config: only check this configuration and exit.
         rpc_server: listen for clients.
         rpc_group: number of the group whose members may use the JSON-RPC socket; None for the user alone.
+        socket_mode: permission bits of the frontends' Unix sockets.
+        socket_group: number of the group that they belong to; None for the one that the system gives them.
         pid_file: where the process's number is written.
         log_flags: parts of the program that tell their details from the start.
         ignored: options of SPDK that were given and have no effect.
@@ -76,6 +81,8 @@ class Settings:
     persist: Path | None = None
     rpc_server: bool = True
     rpc_group: int | None = None
+    socket_mode: int = PRIVATE_SOCKET
+    socket_group: int | None = None
     pid_file: Path | None = None
     log_flags: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -145,6 +152,16 @@ def _group(text: str) -> int:
         raise argparse.ArgumentTypeError(f"there is no group {text!r}") from error
 
 
+def _socket_mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode like 0660") from error
+    if not 0 <= mode <= 0o777 or mode & PRIVATE_SOCKET != PRIVATE_SOCKET:
+        raise argparse.ArgumentTypeError(f"{text!r}: a socket's mode is from 0600 to 0777, with its user's rw in it")
+    return mode
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ubi_tgt's command line; SPDK's spellings where SPDK has the option."""
     options = argparse.ArgumentParser(
@@ -180,6 +197,11 @@ def parser() -> argparse.ArgumentParser:
     add("--no-rpc-server", dest="rpc_server", action="store_false", help="do not listen for clients")
     add("--rpc-group", metavar="GROUP", type=_group, default=None,
         help="members of this group may use the JSON-RPC socket as well (default: this user alone)")  # fmt: skip
+    add("--socket-mode", metavar="MODE", type=_socket_mode, default=None,
+        help="octal mode of the frontends' Unix sockets, NBD and vhost-user (default: 0600, with --socket-group 0660)"
+        )  # fmt: skip
+    add("--socket-group", metavar="GROUP", type=_group, default=None,
+        help="group of the frontends' Unix sockets, by name or number, say kvm (default: this user's)")  # fmt: skip
     add("-f", dest="pid_file", metavar="FILE", type=Path, default=None, help="write the process's number there")
     add("-L", "--logflag", dest="log_flags", metavar="FLAG", action="append", default=[],
         help=f"log the details of a part of the program: {', '.join(FLAGS)}, or all")  # fmt: skip
@@ -204,6 +226,8 @@ def parse(argv: list[str]) -> Settings | None:
     cpus: tuple[int, ...] | None = args.cpumask
     allowed: str | None = args.rpcs_allowed
     state_dir: Path | None = args.state_dir
+    mode: int | None = args.socket_mode
+    usual_mode = PRIVATE_SOCKET if args.socket_group is None else GROUP_SOCKET
     return Settings(
         rpc_socket=args.rpc_socket,
         socket_dir=args.socket_dir.absolute(),
@@ -219,6 +243,8 @@ def parse(argv: list[str]) -> Settings | None:
         persist=args.persist,
         rpc_server=args.rpc_server,
         rpc_group=args.rpc_group,
+        socket_mode=usual_mode if mode is None else mode,
+        socket_group=args.socket_group,
         pid_file=args.pid_file,
         log_flags=tuple(args.log_flags),
         ignored=tuple(args.ignored),

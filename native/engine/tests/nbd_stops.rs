@@ -121,7 +121,7 @@ fn a_stream_out_of_step_ends_alone_and_is_told_of() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("s");
         let events = Events::new().expect("events");
-        let listen = ListenOptions { tls: None, events: Some(events.clone()) };
+        let listen = ListenOptions { tls: None, events: Some(events.clone()), ..ListenOptions::default() };
         let listener = engine.listen_nbd_unix(&path, listen).expect("listen");
         let bdev = Server::start(io_engine).malloc(512);
         listener.add_export(export_options("m", bdev)).expect("export");

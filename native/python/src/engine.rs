@@ -16,6 +16,7 @@ use ubi_engine::engine::{Engine, EngineOptions};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::events::{Events, Level};
 use ubi_engine::frontend::nbd::listener::ListenOptions;
+use ubi_engine::frontend::socket_node::SocketAccess;
 use ubi_engine::frontend::vhost_user::controller::ControllerOptions;
 use ubi_engine::image::file::FileImage;
 use ubi_engine::reactor::IoEngine;
@@ -35,6 +36,7 @@ pub struct PyEngine {
     engine: Mutex<Option<Arc<Engine>>>,
     events: Arc<Events>,
     io_engine: &'static str,
+    access: SocketAccess,
 }
 
 impl PyEngine {
@@ -44,7 +46,8 @@ impl PyEngine {
     }
 
     fn listen_options(&self, tls: Option<PyTls>) -> ListenOptions {
-        ListenOptions { tls: tls.map(PyTls::into_options), events: Some(Arc::clone(&self.events)) }
+        let events = Some(Arc::clone(&self.events));
+        ListenOptions { tls: tls.map(PyTls::into_options), events, access: self.access }
     }
 
     /// Make a bdev with the interpreter lock released.
@@ -65,13 +68,15 @@ impl PyEngine {
 #[pymethods]
 impl PyEngine {
     #[new]
-    #[pyo3(signature = (*, cpus, reactors, io_engine, memory_budget_bytes))]
+    #[pyo3(signature = (*, cpus, reactors, io_engine, memory_budget_bytes, socket_mode=0o600, socket_group=None))]
     fn new(
         py: Python<'_>,
         cpus: Option<Vec<usize>>,
         reactors: usize,
         io_engine: &str,
         memory_budget_bytes: usize,
+        socket_mode: u32,
+        socket_group: Option<u32>,
     ) -> PyResult<Self> {
         let io_engine = match io_engine {
             "auto" => None,
@@ -84,7 +89,8 @@ impl PyEngine {
         let events = events.map_err(|error| to_python(py, &Error::from_io("make an eventfd", &error)))?;
         let engine = py.detach(|| Engine::start(&options)).map_err(|error| to_python(py, &error))?;
         let io_engine = engine.io_engine().as_str();
-        Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), events, io_engine })
+        let access = SocketAccess { mode: socket_mode, group: socket_group };
+        Ok(Self { engine: Mutex::new(Some(Arc::new(engine))), events, io_engine, access })
     }
 
     #[getter]
@@ -218,7 +224,8 @@ impl PyEngine {
         cpus: Vec<usize>,
     ) -> PyResult<PyVhostController> {
         let created = py.detach(|| {
-            let options = ControllerOptions { name, socket: path, bdev: bdev.get()?, readonly, cpus };
+            let (bdev, access) = (bdev.get()?, self.access);
+            let options = ControllerOptions { name, socket: path, bdev, readonly, cpus, access };
             self.get()?.create_vhost_blk(&self.events, options)
         });
         created.map(PyVhostController::new).map_err(|error| to_python(py, &error))

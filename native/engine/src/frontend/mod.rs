@@ -2,5 +2,5 @@
 
 pub mod budget;
 pub mod nbd;
-mod socket_node;
+pub mod socket_node;
 pub mod vhost_user;

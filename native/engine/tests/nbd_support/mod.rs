@@ -50,7 +50,9 @@ impl Server {
 
     /// Another listener, with TLS; it lets nobody in yet.
     pub fn listen(&self, path: &Path, tls: TlsOptions) -> NbdListener {
-        self.engine.listen_nbd_unix(path, ListenOptions { tls: Some(tls), events: None }).expect("listen")
+        self.engine
+            .listen_nbd_unix(path, ListenOptions { tls: Some(tls), events: None, ..ListenOptions::default() })
+            .expect("listen")
     }
 
     pub fn path(&self) -> PathBuf {

@@ -17,7 +17,7 @@ use super::tls::{TlsOptions, TlsServer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
 use crate::frontend::budget::Budget;
-use crate::frontend::socket_node::SocketNode;
+use crate::frontend::socket_node::{SocketAccess, SocketNode};
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
@@ -36,6 +36,8 @@ pub struct ListenOptions {
     pub tls: Option<TlsOptions>,
     /// Where operators are told of clients.
     pub events: Option<Arc<Events>>,
+    /// Who may connect to a Unix socket.
+    pub access: SocketAccess,
 }
 
 /// A listener as the control plane holds it. Every method may block; none is called on a reactor.
@@ -68,7 +70,7 @@ impl NbdListener {
     ///
     /// # Errors
     /// `Busy` when somebody listens there, `AlreadyExists` when something else has the name, `InvalidParams` when the
-    /// path is too long; what [`TlsServer::load`] says.
+    /// path is too long, `Permission` when it may not be given to its group; what [`TlsServer::load`] says.
     pub fn listen_unix(
         reactors: &Arc<Reactors>,
         budget: &Arc<Budget>,
@@ -76,7 +78,7 @@ impl NbdListener {
         options: ListenOptions,
     ) -> Result<Self> {
         let events = options.events.clone();
-        let (node, socket) = SocketNode::listen(path, BACKLOG)?;
+        let (node, socket) = SocketNode::listen(path, BACKLOG, options.access)?;
         let tls = load_tls(options, path.display()).inspect_err(|_| node.remove())?;
         Ok(Self::new(reactors, budget, socket, (tls, events), path.display().to_string(), Some(node)))
     }

@@ -13,7 +13,7 @@ use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::Events;
 use crate::frontend::budget::Budget;
-use crate::frontend::socket_node::SocketNode;
+use crate::frontend::socket_node::{SocketAccess, SocketNode};
 use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
@@ -34,6 +34,8 @@ pub struct ControllerOptions {
     pub readonly: bool,
     /// Queues run on the reactors of these CPUs; empty: on any.
     pub cpus: Vec<usize>,
+    /// Who may connect.
+    pub access: SocketAccess,
 }
 
 /// A session as the control plane sees it.
@@ -85,7 +87,8 @@ impl VhostController {
     ///
     /// # Errors
     /// `Busy` when somebody listens there, `AlreadyExists` when something else has the name, `InvalidParams` when the
-    /// path is too long or no reactor runs on the CPUs, `Unsupported` for blocks that virtio cannot carry.
+    /// path is too long or no reactor runs on the CPUs, `Permission` when the socket may not be given to its group,
+    /// `Unsupported` for blocks that virtio cannot carry.
     pub fn new(
         reactors: &Arc<Reactors>,
         budget: &Arc<Budget>,
@@ -101,7 +104,7 @@ impl VhostController {
             let message = format!("no reactor runs on CPU {:?}; -m says where they run", options.cpus);
             return Err(Error::new(ErrorKind::InvalidParams, message));
         }
-        let (node, socket) = SocketNode::listen(&options.socket, BACKLOG)?;
+        let (node, socket) = SocketNode::listen(&options.socket, BACKLOG, options.access)?;
         let shared = Shared {
             name: options.name,
             bdev: Mutex::new(Some(options.bdev)),
