@@ -118,8 +118,8 @@ class Bdev:
         return answer
 
     def resize(self, num_blocks: int | None = None) -> None:
-        """Grow; None is 8 blocks more, as if the file had grown."""
-        self._world.enter("resize", self.name)
+        """Grow; None is 8 blocks more, as if the file or the base had grown."""
+        self._world.enter("resize" if self.base is None else "grow", self.name)
         had = int(str(self._info["num_blocks"]))
         wanted = had + 8 if num_blocks is None else num_blocks
         if wanted < had:

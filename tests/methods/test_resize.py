@@ -68,3 +68,27 @@ async def test_a_refusal_of_the_engine_leaves_the_size(domain: Domain) -> None:
     before = await domain.bdev("a")
     assert await domain.error("bdev_aio_rescan", name="a") == (-16, "Device or resource busy")
     assert await domain.bdev("a") == before
+
+
+async def test_a_volume_grows_with_its_base_and_its_machines_hear_of_it(domain: Domain) -> None:
+    await domain.aio("a")
+    await domain.ubi("u", "a")
+    await domain.call("vhost_create_blk_controller", ctrlr="vh0", dev_name="u")
+    before = await domain.bdev("u")
+    assert await domain.call("bdev_aio_rescan", name="a") is True
+    assert (await domain.bdev("u"))["num_blocks"] == before["num_blocks"] + 8
+    grown = [line for line in domain.world.log if line.startswith(("resize", "grow", "notify_config_change"))]
+    assert grown == ["resize a", "grow u", "notify_config_change vh0"]
+    assert (await _events(domain))[-2:] == ["bdev_resize", "bdev_resize"]
+
+
+async def test_a_volume_that_could_not_grow_does_when_it_is_asked_again(domain: Domain) -> None:
+    await domain.aio("a")
+    await domain.ubi("u", "a")
+    before = await domain.bdev("u")
+    domain.world.failures["grow"] = EngineError("no_space", "a: no room for zeros", 28)
+    assert await domain.error("bdev_aio_rescan", name="a") == (-28, "No space left on device")
+    assert await domain.bdev("u") == before
+    domain.world.failures.clear()
+    assert await domain.call("bdev_aio_rescan", name="a") is True
+    assert (await domain.bdev("u"))["num_blocks"] > before["num_blocks"]

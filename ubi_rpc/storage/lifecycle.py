@@ -144,7 +144,7 @@ class Lifecycle:
         failures.raise_first()
 
     async def resize_bdev(self, name: str, plan: Callable[[BdevEntry], int | None]) -> None:
-        """Let a bdev grow. Clients that connect afterwards see the new size; what stands on it keeps its own.
+        """Let a bdev grow, and with it what stands on it. Clients that connect afterwards see the new sizes.
 
         Args:
             name: its name or uuid.
@@ -152,23 +152,33 @@ class Lifecycle:
 
         Raises:
             UbiError: not_found; as `plan`; invalid_params or busy for less than it has. Its size is the old one. As
-                `ConfigKeeper.change`: it has grown, and the file does not say so yet.
+                `ConfigKeeper.change`: it has grown, and the file does not say so yet. As what stands on it, which has
+                its old size then: the same call tries it again.
         """
-        await self._turns.run(lambda: self.registry.keys(name), lambda: self._resize_bdev(name, plan))
+        await self._turns.run(lambda: self.registry.keys_of_stack(name), lambda: self._resize_bdev(name, plan))
 
     async def _resize_bdev(self, name: str, plan: Callable[[BdevEntry], int | None]) -> None:
         entry = self.registry.find(name)
-        had, wanted = entry.bdev.info.num_blocks, plan(entry)
-        await entry.bdev.resize(wanted)
-        has = entry.bdev.info.num_blocks
-        if has != had:
-            for export in entry.exports:
-                if export.state is ObjectState.ONLINE:
-                    await export.opened.resized()
-            if wanted is not None:
-                entry.params = entry.params.model_copy(update={"num_blocks": has})
-                await self._keep()
-            self.events.emit("bdev_resize", entry.name)
+        wanted = plan(entry)
+        has_grown = await self._grow(entry, wanted)
+        if has_grown and wanted is not None:
+            entry.params = entry.params.model_copy(update={"num_blocks": entry.bdev.info.num_blocks})
+            await self._keep()
+        for above in reversed(self.registry.stack(entry)[:-1]):
+            if above.state is ObjectState.ONLINE:
+                await self._grow(above, None)
+
+    async def _grow(self, entry: BdevEntry, num_blocks: int | None) -> bool:
+        """Let one bdev grow and tell its clients; return whether it has another size now."""
+        had = entry.bdev.info.num_blocks
+        await entry.bdev.resize(num_blocks)
+        if entry.bdev.info.num_blocks == had:
+            return False
+        for export in entry.exports:
+            if export.state is ObjectState.ONLINE:
+                await export.opened.resized()
+        self.events.emit("bdev_resize", entry.name)
+        return True
 
     async def create_export(
         self, frontend: Frontend[Any], bdev_name: str, export_name: str | None, params: Params

@@ -117,7 +117,16 @@ impl PyBdev {
 
     #[pyo3(signature = (num_blocks=None))]
     fn resize(&self, py: Python<'_>, num_blocks: Option<u64>) -> PyResult<()> {
-        py.detach(|| self.get()?.resize(num_blocks)).map_err(|error| to_python(py, &error))
+        let resized = py.detach(|| {
+            let bdev = self.get()?;
+            if bdev.ubi().is_none() {
+                return bdev.resize(num_blocks);
+            }
+            self.reactor.run(move || {
+                Box::pin(async move { if let Some(volume) = bdev.ubi() { volume.grow().await } else { Ok(()) } })
+            })
+        });
+        resized.map_err(|error| to_python(py, &error))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

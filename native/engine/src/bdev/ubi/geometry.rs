@@ -28,7 +28,7 @@ pub struct Geometry {
     pub image_end: u64,
     /// Stripes that the image covers at least in part.
     pub stripes: u32,
-    /// Bytes of the volume.
+    /// Bytes of the volume when it was opened; it may have grown since.
     pub volume_bytes: u64,
 }
 

@@ -1,6 +1,7 @@
 //! Opening: what is on the base is read and judged; a new base is formatted, an adoption and what a cut interrupted are
 //! brought to their end. Afterwards the volume is either as a clean close leaves it, or in recovery.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::UbiOptions;
@@ -322,10 +323,16 @@ impl Opening<'_> {
 
 /// Past the image end the base is the truth from now on; the image's part of a shared block is still missing.
 async fn zero_past_image(base: &dyn Bdev, geometry: &Geometry) -> Result<()> {
-    let mut position = geometry.image_end - geometry.image_end % geometry.block_bytes;
-    while position < geometry.volume_bytes {
-        let len = (geometry.volume_bytes - position).min(ZERO_PIECE);
-        base.write_zeroes(geometry.on_base(position), len, ZeroFlags::default()).await?;
+    let start = geometry.image_end - geometry.image_end % geometry.block_bytes;
+    zero_range(base, geometry.on_base(start)..geometry.on_base(geometry.volume_bytes)).await
+}
+
+/// Zero whole blocks of the base.
+pub async fn zero_range(base: &dyn Bdev, range: Range<u64>) -> Result<()> {
+    let mut position = range.start;
+    while position < range.end {
+        let len = (range.end - position).min(ZERO_PIECE);
+        base.write_zeroes(position, len, ZeroFlags::default()).await?;
         position += len;
     }
     Ok(())

@@ -171,6 +171,24 @@ impl UbiBdev {
         self.volume.status()
     }
 
+    /// Take all of a base that has grown. What is new reads as zeros, whatever the base has there (INV-2): it is zeroed,
+    /// and durably so, before anybody can reach it. Nothing happens where the base has not grown.
+    ///
+    /// # Errors
+    /// What the base said. The size is the old one; it may be tried again.
+    pub async fn grow(&self) -> Result<()> {
+        let volume = &self.volume;
+        let (had, has) = (volume.info.size_bytes(), volume.base.info().size_bytes() - layout::METADATA_BYTES);
+        if has <= had {
+            return Ok(());
+        }
+        metadata::zero_range(&*volume.base, volume.geometry.on_base(had)..volume.geometry.on_base(has)).await?;
+        volume.flush_round().await?;
+        volume.info.num_blocks.set(has / volume.geometry.block_bytes);
+        volume.tell(Level::Info, &format!("grew from {had} to {has} bytes"));
+        Ok(())
+    }
+
     /// Whether a write to the range may go straight to the base and be acknowledged from there.
     #[inline]
     fn is_known(&self, start: u64, end: u64) -> bool {
