@@ -121,8 +121,6 @@ async def test_coalescing_is_set_shown_and_saved(domain: Domain) -> None:
     (shown,) = await domain.call("vhost_get_controllers")
     assert (shown["delay_base_us"], shown["iops_threshold"]) == (50, 1000)
     assert "set_coalescing vh0 50 1000" in domain.world.log
-    error = await domain.error("vhost_controller_set_coalescing", **{**arguments, "iops_threshold": 0})
-    assert error == (-32602, "Invalid argument")
     assert await domain.call("framework_get_config", name="vhost_blk") == [
         {
             "method": "vhost_create_blk_controller",
@@ -130,6 +128,36 @@ async def test_coalescing_is_set_shown_and_saved(domain: Domain) -> None:
         },
         {"method": "vhost_controller_set_coalescing", "params": arguments},
     ]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"iops_threshold": 0},
+        {"iops_threshold": 99},
+        {"iops_threshold": -1},
+        {"iops_threshold": 2**32},
+        {"iops_threshold": "many"},
+        {"delay_base_us": 1717987},
+        {"delay_base_us": 2**32 - 1},
+        {"delay_base_us": 2**32},
+        {"delay_base_us": -1},
+        {"delay_base_us": 1.5},
+        {"delay_base_us": None},
+        {"ctrlr": None},
+    ],
+)
+async def test_coalescing_that_spdk_refuses_is_refused_and_changes_nothing(
+    domain: Domain, wrong: dict[str, object]
+) -> None:
+    await domain.aio()
+    await domain.call("vhost_create_blk_controller", ctrlr="vh0", dev_name="aio0")
+    right: dict[str, object] = {"ctrlr": "vh0", "delay_base_us": 1717986, "iops_threshold": 100}
+    assert await domain.call("vhost_controller_set_coalescing", **right) is True
+    given = {name: value for name, value in {**right, **wrong}.items() if value is not None}
+    assert await domain.error("vhost_controller_set_coalescing", **given) == (-32602, "Invalid argument")
+    (shown,) = await domain.call("vhost_get_controllers")
+    assert (shown["delay_base_us"], shown["iops_threshold"]) == (1717986, 100)
 
 
 async def test_a_machine_hears_of_a_bdev_that_has_grown(domain: Domain) -> None:

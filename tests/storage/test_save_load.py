@@ -72,7 +72,7 @@ OBJECTS = st.one_of(
     ),
     _call(
         "vhost_controller_set_coalescing",
-        {"ctrlr": NAMES, "delay_base_us": st.integers(0, 9), "iops_threshold": st.integers(0, 9)},
+        {"ctrlr": NAMES, "delay_base_us": st.integers(0, 9), "iops_threshold": st.integers(99, 108)},
     ),
     _call("vhost_delete_controller", {"ctrlr": NAMES}),
     *(_call(f"bdev_{kind}_delete", {"name": NAMES}) for kind in ("aio", "malloc", "null", "ubi")),

@@ -29,6 +29,17 @@ DEFAULT_IOPS_THRESHOLD = 60000
 """Requests a second above which notifications may be held back. Source: SPDK, SPDK_VHOST_COALESCING_IOPS_BASE."""
 
 
+MIN_IOPS_THRESHOLD = 100
+"""The rate is looked at every 10 ms: a lower one would be no request at all.
+
+Source: SPDK, vhost_user_dev_set_coalescing."""
+
+MAX_DELAY_BASE_US = (2**32 - 1) * 1_000_000 // 2_500_000_000
+"""SPDK refuses delays from 2^32 ticks of the CPU's clock on; this is as many at 2.5 GHz, about 1.7 s.
+
+Source: the same."""
+
+
 class VhostBlkParams(Params):
     """Parameters of vhost_create_blk_controller; others are ignored, as SPDK does: each transport has its own.
 
@@ -56,8 +67,9 @@ class CoalescingParams(Params):
 
     Args:
         ctrlr: name of the controller.
-        delay_base_us: microseconds by which notifications wait at twice the threshold; 0 for never.
-        iops_threshold: requests a second above which they wait.
+        delay_base_us: microseconds by which notifications wait at twice the threshold, up to 1717986, though none waits
+            for longer than a second; 0 for never.
+        iops_threshold: requests a second above which they wait, at least 100.
     """
 
     ctrlr: Text

@@ -6,7 +6,14 @@ Source: SPDK lib/vhost/vhost_rpc.c; errors are -32602 with strerror's text, and 
 from __future__ import annotations
 
 from ubi_rpc.errors import ErrorKind, UbiError
-from ubi_rpc.frontends.vhost_blk import TRANSPORT, CoalescingParams, VhostBlkController, VhostBlkParams
+from ubi_rpc.frontends.vhost_blk import (
+    MAX_DELAY_BASE_US,
+    MIN_IOPS_THRESHOLD,
+    TRANSPORT,
+    CoalescingParams,
+    VhostBlkController,
+    VhostBlkParams,
+)
 from ubi_rpc.methods.listing import describe_all
 from ubi_rpc.methods.services import Services
 from ubi_rpc.params import Params, Text
@@ -67,10 +74,12 @@ async def vhost_get_controllers(services: Services, params: GetControllersParams
 
 async def vhost_controller_set_coalescing(services: Services, params: CoalescingParams) -> bool:
     """Hold notifications of a controller back while requests come faster than a threshold."""
-    if params.iops_threshold == 0:
-        raise UbiError(ErrorKind.INVALID_PARAMS, "iops_threshold is at least 1")
 
     async def set_it(export: ExportEntry) -> None:
+        if params.delay_base_us > MAX_DELAY_BASE_US:
+            raise UbiError(ErrorKind.INVALID_PARAMS, f"delay_base_us is at most {MAX_DELAY_BASE_US}")
+        if params.iops_threshold < MIN_IOPS_THRESHOLD:
+            raise UbiError(ErrorKind.INVALID_PARAMS, f"iops_threshold is at least {MIN_IOPS_THRESHOLD}")
         _opened(export).set_coalescing(params.delay_base_us, params.iops_threshold)
 
     await services.lifecycle.change_export(services.vhost_blk, params.ctrlr, set_it)

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::device::{Coalescing, Device};
 use super::session;
@@ -18,8 +18,10 @@ use crate::reactor::{Place, Reactors, exec, io as socket_io};
 use crate::sys::socket::Socket;
 
 const BACKLOG: i32 = 16;
-/// Frontends of one controller; more wait in the backlog.
+/// Frontends of one controller; more wait in the backlog, unless one is there that has never said anything.
 const MAX_SESSIONS: usize = 64;
+/// How long a frontend may be silent before it is parted with for another one.
+const SILENCE: Duration = Duration::from_secs(1);
 /// Pause when no descriptor is to be had for a frontend.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -79,6 +81,7 @@ pub struct Shared {
 
 struct SessionEntry {
     id: u64,
+    since: Instant,
     device: Arc<Device>,
 }
 
@@ -204,6 +207,20 @@ impl Shared {
         self.reactors.place_among(&self.cpus).unwrap_or_else(|| self.reactors.place())
     }
 
+    /// Whether there is room for one more; if not, part with the frontend that has been silent for longest.
+    fn has_room(&self) -> bool {
+        let sessions = self.sessions();
+        if sessions.len() < MAX_SESSIONS {
+            return true;
+        }
+        let is_silent = |entry: &&SessionEntry| !entry.device.spoken.load(Ordering::Relaxed);
+        let oldest = sessions.values().filter(is_silent).min_by_key(|entry| entry.since);
+        if let Some(entry) = oldest.filter(|entry| entry.since.elapsed() >= SILENCE) {
+            entry.device.fail("it has said nothing, and others wait");
+        }
+        false
+    }
+
     fn device(&self) -> Option<Device> {
         let bdev = self.bdev.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let (coalescing, budget) = (&self.coalescing, &self.budget);
@@ -213,7 +230,7 @@ impl Shared {
 
 async fn accept_loop(shared: Arc<Shared>) {
     while !shared.closing.load(Ordering::Acquire) {
-        if shared.sessions().len() >= MAX_SESSIONS {
+        if !shared.has_room() {
             exec::sleep(ACCEPT_REST).await;
             continue;
         }
@@ -236,7 +253,7 @@ fn start_session(shared: &Arc<Shared>, socket: Socket) {
     let (socket, device) = (Arc::new(socket), Arc::new(device));
     let vid = NEXT_VID.fetch_add(1, Ordering::Relaxed);
     let id = shared.next_id.fetch_add(1, Ordering::Relaxed);
-    shared.sessions().insert(vid, SessionEntry { id, device: Arc::clone(&device) });
+    shared.sessions().insert(vid, SessionEntry { id, since: Instant::now(), device: Arc::clone(&device) });
     let listed = Listed { shared: Arc::clone(shared), vid };
     let place = shared.place();
     let handle = place.handle().clone();

@@ -99,6 +99,8 @@ pub struct Device {
     pub rings: AtomicUsize,
     write_through: AtomicBool,
     events: Option<Arc<Events>>,
+    /// The frontend has sent a message.
+    pub spoken: AtomicBool,
     /// Set when the session must end.
     pub leave: Arc<Promise<()>>,
     /// Where the frontend listens for requests of the backend.
@@ -126,6 +128,7 @@ impl Device {
             rings: AtomicUsize::new(0),
             write_through: AtomicBool::new(true),
             events: events.map(Arc::clone),
+            spoken: AtomicBool::new(false),
             leave: Promise::new(),
             backend: Mutex::new(None),
         }

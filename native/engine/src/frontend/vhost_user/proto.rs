@@ -128,6 +128,28 @@ pub mod request {
     pub const GET_STATUS: u32 = 40;
 }
 
+/// Requests with an answer of their own, which are never acknowledged beside it.
+///
+/// Source: QEMU docs/interop/vhost-user.rst, "VHOST_USER_PROTOCOL_F_REPLY_ACK": no change for these.
+pub fn is_question(request: u32) -> bool {
+    use request::{
+        GET_CONFIG, GET_FEATURES, GET_INFLIGHT_FD, GET_MAX_MEM_SLOTS, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM, GET_STATUS,
+        GET_VRING_BASE, SET_LOG_BASE,
+    };
+    matches!(
+        request,
+        GET_CONFIG
+            | GET_FEATURES
+            | GET_INFLIGHT_FD
+            | GET_MAX_MEM_SLOTS
+            | GET_PROTOCOL_FEATURES
+            | GET_QUEUE_NUM
+            | GET_STATUS
+            | GET_VRING_BASE
+            | SET_LOG_BASE
+    )
+}
+
 /// A message's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -191,6 +213,9 @@ pub struct InflightDescription {
 }
 
 impl InflightDescription {
+    /// What is answered where there is none to be had. Source: libvhost-user, vu_get_inflight_fd.
+    pub const NONE: Self = Self { mmap_size: 0, mmap_offset: 0, num_queues: 0, queue_size: 0 };
+
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(24);
         bytes.extend(self.mmap_size.to_le_bytes());
@@ -274,7 +299,9 @@ impl Fields<'_> {
             num_queues: self.u16()?,
             queue_size: self.u16()?,
         };
-        self.0 = self.0.strip_prefix(&[0; 4]).unwrap_or(self.0); // libvhost-user sends the padding, others do not
+        if self.0.len() == 4 {
+            self.0 = &[]; // padding, which some send and not all of them clear (the vhost crate)
+        }
         Some(description)
     }
 
@@ -427,6 +454,20 @@ mod tests {
             let with_fd: Vec<usize> =
                 (0..96).filter(|&len| Message::decode(request, &vec![0; len], 1).is_ok()).collect();
             assert!(right.len() + with_fd.len() <= 4, "request {request} takes {right:?} and {with_fd:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_in_flight_description_is_padded_with_means_nothing() {
+        let wanted = InflightDescription { mmap_size: 5, mmap_offset: 6, num_queues: 7, queue_size: 8 };
+        let mut payload = wanted.encode();
+        payload[20..].fill(0xa5);
+        for len in [20, 24] {
+            let decoded = Message::decode(request::GET_INFLIGHT_FD, &payload[..len], 0);
+            assert_eq!(decoded, Ok(Message::GetInflightFd(wanted)));
+        }
+        for len in [0, 19, 21, 23] {
+            assert!(Message::decode(request::GET_INFLIGHT_FD, &payload[..len], 0).is_err());
         }
     }
 

@@ -14,8 +14,8 @@ use super::device::{Bells, Device};
 use super::inflight::{InflightQueue, InflightRegion};
 use super::memory::GuestMemory;
 use super::proto::{
-    self, HEADER_BYTES, Header, MAX_QUEUES, MAX_REGIONS, Message, RegionDescription, RingAddresses, feature,
-    protocol_feature, request,
+    self, HEADER_BYTES, Header, InflightDescription, MAX_QUEUES, MAX_REGIONS, Message, RegionDescription,
+    RingAddresses, feature, protocol_feature, request,
 };
 use super::queue::{QueueSetup, RunningQueue};
 use super::ring::{Ring, RingPlace};
@@ -37,7 +37,10 @@ pub async fn serve(socket: Arc<Socket>, device: Arc<Device>, shared: Arc<Shared>
     let leave = Arc::clone(&session.device.leave);
     loop {
         let received = match exec::race(session.receive(), leave.wait()).await {
-            exec::Either::Left(Ok(Some(received))) => received,
+            exec::Either::Left(Ok(Some(received))) => {
+                session.device.spoken.store(true, Ordering::Relaxed);
+                received
+            }
             exec::Either::Left(Ok(None)) | exec::Either::Right(()) => break,
             exec::Either::Left(Err(error)) => {
                 session.device.tell(Level::Warning, format!("the frontend is cut off: {error}"));
@@ -99,6 +102,10 @@ struct Session {
 
 fn refuse(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidParams, message)
+}
+
+fn payload_of(words: [u64; 2]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn one(fds: Vec<OwnedFd>) -> Result<OwnedFd> {
@@ -206,12 +213,16 @@ impl Session {
     }
 
     /// Tell the frontend that a message was refused: by an acknowledgement, by an empty answer, or by the end.
+    ///
+    /// A message that has an answer of its own has no acknowledgement: 1 would be taken for its answer.
     async fn refused(&self, header: &Header, error: &Error, acknowledge: bool) -> bool {
         self.device.tell(Level::Warning, format!("message {} is refused: {error}", header.request));
-        if header.request == request::GET_CONFIG {
-            return self.reply(header.request, &[], None).await;
+        match header.request {
+            request::GET_CONFIG => self.reply(header.request, &[], None).await,
+            request::GET_INFLIGHT_FD => self.reply(header.request, &InflightDescription::NONE.encode(), None).await,
+            request if proto::is_question(request) => false,
+            _ => acknowledge && self.reply(header.request, &1u64.to_le_bytes(), None).await,
         }
-        acknowledge && self.reply(header.request, &1u64.to_le_bytes(), None).await
     }
 
     async fn reply(&self, request: u32, payload: &[u8], fd: Option<OwnedFd>) -> bool {
@@ -262,7 +273,7 @@ impl Session {
             }
             Message::SetLogBase { size, offset } => {
                 self.device.log.set(&one(fds)?, offset, size)?;
-                return Ok(Answer::Value(0));
+                return Ok(Answer::Payload(payload_of([size, offset])));
             }
             Message::SetOwner | Message::ResetOwner | Message::SetLogFd => {}
             Message::SetFeatures(features) => self.set_features(features).await?,
