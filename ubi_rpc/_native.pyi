@@ -156,8 +156,8 @@ def ubi_plan_repair(
     The first problem of `ubi_inspect` decides what can be done; `choice` says what becomes of the stripes in doubt,
     those of damaged header sectors or those that had no header yet when a flush failed: "keep" takes them as they are
     on the base, "drop" reads them from the image again. image_differs takes keep alone (with `image_path`: this
-    image is accepted), map_missing takes drop alone. superblock_damaged needs `image_path` and `stripe_size_kb`;
-    `uuid` gives the volume its old one.
+    image is accepted), map_missing, base_older_than_map and map_older_than_base take drop alone. superblock_damaged
+    needs `image_path` and `stripe_size_kb`; `uuid` gives the volume its old one.
 
     Errors: invalid_state when nothing is wrong; unsupported for what no repair, or not this choice, helps against;
     not_found, permission, invalid_params and busy as ubi_inspect.

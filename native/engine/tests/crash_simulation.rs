@@ -71,6 +71,7 @@ const ONLY_RANDOM: &[Subject] = &[
     Subject::Hole,
     Subject::Garbage,
     Subject::PastStripes,
+    Subject::OldBase,
     Subject::BdevUbiLife,
 ];
 

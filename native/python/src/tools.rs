@@ -60,7 +60,7 @@ pub fn ubi_inspect<'py>(
         let info = base.info().clone();
         let request =
             Request { base: info.name.clone(), image, stripe_size_kb, boot_id: boot_id(), ..Request::default() };
-        let report = exec::block_on(async move { inspect::inspect(&base, &request).await })?;
+        let report = exec::block_on(async move { inspect::inspect(&base, &StateDir::new(None), &request).await })?;
         Ok((info, report))
     });
     let (info, report) = looked.map_err(|error: Error| to_python(py, &error))?;

@@ -317,8 +317,8 @@ impl Bdev for AioBdev {
     fn identity(&self) -> Option<BaseIdentity> {
         let identity = self.file.identity().ok()?;
         Some(match identity.rdev {
-            0 => BaseIdentity { dev: identity.dev, ino: identity.ino, rdev: 0 },
-            rdev => BaseIdentity { dev: 0, ino: 0, rdev },
+            0 => BaseIdentity { dev: identity.dev, ino: identity.ino, rdev: 0, made: self.file.made_ns() },
+            rdev => BaseIdentity { dev: 0, ino: 0, rdev, made: self.file.device_sequence() },
         })
     }
 

@@ -153,6 +153,9 @@ pub struct BaseIdentity {
     pub ino: u64,
     /// st_rdev of a device, 0 for a file.
     pub rdev: u64,
+    /// Tells those apart that had one number one after the other: when a file was made (statx btime, ns), a device's
+    /// sequence number (BLKGETDISKSEQ); 0 where the kernel does not say.
+    pub made: u64,
 }
 
 /// A block device.

@@ -197,16 +197,35 @@ impl StorageFile {
         u32::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
     }
 
-    /// O_DIRECT alignment, None where the file system does not say or has no O_DIRECT.
-    pub fn direct_align(&self) -> Option<DirectAlign> {
+    /// The sequence number of a block device (BLKGETDISKSEQ, Linux 5.15): another one whenever something else, or the same
+    /// thing once more, is attached under its name. 0 where the kernel does not say.
+    pub fn device_sequence(&self) -> u64 {
+        const BLKGETDISKSEQ: libc::c_ulong = 0x8008_1280;
+        let mut sequence = 0u64;
+        // SAFETY: BLKGETDISKSEQ writes one u64 to the address, which is valid for it.
+        let result = unsafe { libc::ioctl(self.raw_fd(), BLKGETDISKSEQ, &raw mut sequence) };
+        if result < 0 { 0 } else { sequence }
+    }
+
+    fn statx(&self, mask: u32) -> Option<libc::statx> {
         // SAFETY: all-zero bytes are a valid statx, a plain structure of integers.
         let mut stat: libc::statx = unsafe { std::mem::zeroed() };
         // SAFETY: the descriptor is open, the empty path with AT_EMPTY_PATH names it, `stat` is valid for writes.
-        let result = unsafe {
-            libc::statx(self.raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut stat)
-        };
-        let known = result == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0;
-        known.then_some(DirectAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align })
+        let result = unsafe { libc::statx(self.raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, mask, &raw mut stat) };
+        (result == 0 && stat.stx_mask & mask != 0).then_some(stat)
+    }
+
+    /// When the file was made, ns since 1970 (STATX_BTIME); 0 where its file system does not say.
+    pub fn made_ns(&self) -> u64 {
+        let made = self.statx(libc::STATX_BTIME).map(|stat| stat.stx_btime);
+        let ns = made.map(|made| i128::from(made.tv_sec) * 1_000_000_000 + i128::from(made.tv_nsec));
+        ns.and_then(|ns| u64::try_from(ns).ok()).unwrap_or(0)
+    }
+
+    /// O_DIRECT alignment, None where the file system does not say or has no O_DIRECT.
+    pub fn direct_align(&self) -> Option<DirectAlign> {
+        let stat = self.statx(libc::STATX_DIOALIGN).filter(|stat| stat.stx_dio_offset_align != 0)?;
+        Some(DirectAlign { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align })
     }
 
     /// Whether the file lives in memory (tmpfs, ramfs, memfd): every access is a copy.

@@ -155,6 +155,11 @@ impl SimBase {
         self.state().cache.clone()
     }
 
+    /// What is on stable storage for sure.
+    pub fn durable(&self) -> Vec<Tag> {
+        self.state().durable.clone()
+    }
+
     /// Whether header sectors have landed that may not be durable.
     pub fn has_unsynced_headers(&self) -> bool {
         self.state().landed.iter().any(|landed| landed.slot < HEADER_SLOTS)

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ubi_engine::bdev::ubi::layout;
 use ubi_engine::reactor::exec::Executor;
 
 use super::Random;
@@ -13,7 +14,7 @@ use super::cut::{Depth, Uncertain};
 use super::oracle::{Cut, Oracle};
 use super::setting::Setting;
 use super::survivor::{Machine, Survivors};
-use super::tags::{Tag, hash, mix};
+use super::tags::{SECTOR, Tag, hash, mix};
 
 /// One survivor in this many is shown to bdev_ubi as well.
 const BDEV_UBI_ONE_IN: u64 = 16;
@@ -75,6 +76,16 @@ impl Checker {
         })
     }
 
+    /// Open a disk that has to be refused.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn must_refuse(&mut self, setting: &Arc<Setting>, disk: &[Tag], machine: &Machine) -> Result<(), String> {
+        let _entered = self.exec.enter();
+        self.coverage.count(Subjects::default().with(Subject::OldBase));
+        survivors_of(&mut self.survivors, setting).refuses(disk, machine)
+    }
+
     /// Open a survivor, read all of it, compare. Returns what it reads as.
     ///
     /// # Errors
@@ -85,11 +96,14 @@ impl Checker {
         (cut, disk, machine): (Cut, &[Tag], &Machine),
         oracle: &Oracle,
     ) -> Result<Vec<Tag>, String> {
+        let missing = machine.durable & !headers(disk);
+        if missing != 0 {
+            return Err(format!(
+                "after {cut:?}: the map said that headers are durable which are not, bits {missing:b}"
+            ));
+        }
         let _entered = self.exec.enter();
-        let survivors = match &mut self.survivors {
-            Some((known, survivors)) if Arc::ptr_eq(known, setting) => survivors,
-            other => &mut other.insert((Arc::clone(setting), Survivors::new(setting))).1,
-        };
+        let survivors = survivors_of(&mut self.survivors, setting);
         let opened = survivors.read(disk, machine)?;
         // What an operator drops is lost: what a power cut may leave is what is left for sure.
         let is_dropped = machine.is_dropping || opened.is_repaired && !setting.keeps;
@@ -122,6 +136,20 @@ impl Checker {
         }
         Ok(found)
     }
+}
+
+/// The stripes whose headers are set, as bits.
+pub fn headers(disk: &[Tag]) -> u32 {
+    let mut first = [0; SECTOR];
+    disk[0].fill(&mut first);
+    (0..u32::BITS).filter(|&stripe| first[layout::header_at(stripe)] == 1).fold(0, |bits, stripe| bits | 1 << stripe)
+}
+
+fn survivors_of<'a>(known: &'a mut Option<(Arc<Setting>, Survivors)>, setting: &Arc<Setting>) -> &'a Survivors {
+    if !known.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, setting)) {
+        *known = Some((Arc::clone(setting), Survivors::new(setting)));
+    }
+    &known.as_ref().expect("just made").1
 }
 
 /// Let bdev_ubi read one stripe of a disk and close it, and the whole of a copy.

@@ -64,6 +64,7 @@ subjects! {
     RecoveredByHeaders: "survivor recovered by its headers",
     ReadByBdevUbi: "survivor read by bdev_ubi 0.1 (model)",
     BackFromBdevUbi: "survivor opened again after bdev_ubi 0.1 (model)",
+    OldBase: "an older state of the base, put back",
     BdevUbiLife: "after a life with bdev_ubi 0.1 (model)",
 }
 

@@ -93,6 +93,8 @@ pub struct History<'a> {
     /// A sync failed in an earlier life: the 0.1 layout cannot tell, so FLUSH promises nothing from then on.
     sync_failed_before: bool,
     image_changed: bool,
+    /// The base as it was at some time in this boot, marked open.
+    saved: Option<Vec<Tag>>,
     /// What stays true for the rest of the history.
     past: Subjects,
     last_cut: (u64, u64),
@@ -139,6 +141,7 @@ impl<'a> History<'a> {
             ever_failed: false,
             sync_failed_before: false,
             image_changed: false,
+            saved: None,
             past,
             last_cut: (u64::MAX, 0),
             events: 0,
@@ -177,6 +180,7 @@ impl<'a> History<'a> {
                 }
             }
             self.cut()?;
+            self.put_back()?;
             if self.lives > 0 && self.random.one_in(24) {
                 self.lives -= 1;
                 self.die()?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use ubi_engine::bdev::ubi::host::{Host, MapIdentity, NewMap, VolatileMap};
+use ubi_engine::bdev::ubi::host::{Host, MapIdentity, Mapped, NewMap, VolatileMap};
 use ubi_engine::bdev::ubi::uuid::Uuid;
 use ubi_engine::bdev::{BaseIdentity, LocalFuture};
 use ubi_engine::error::{Error, ErrorKind, Result};
@@ -39,12 +39,12 @@ impl SimMap {
 }
 
 impl VolatileMap for SimMap {
-    fn is_set(&self, stripe: u32) -> bool {
-        self.bytes[stripe as usize].load(Ordering::Relaxed) != 0
+    fn get(&self, stripe: u32) -> Option<Mapped> {
+        Mapped::from_byte(self.bytes[stripe as usize].load(Ordering::Relaxed))
     }
 
-    fn set(&self, stripe: u32) {
-        self.bytes[stripe as usize].store(1, Ordering::Relaxed);
+    fn set(&self, stripe: u32, to: Mapped) {
+        self.bytes[stripe as usize].store(to as u8, Ordering::Relaxed);
         self.version.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -108,6 +108,15 @@ impl SimHost {
         self.maps().contains_key(path)
     }
 
+    /// Stripes whose headers a map says to be durable, as bits.
+    pub fn durable(&self) -> u32 {
+        let maps = self.maps();
+        let durable = maps.values().flat_map(|map| map.bytes.iter().zip(0..));
+        durable.fold(0, |bits, (byte, stripe)| {
+            bits | u32::from(byte.load(Ordering::Relaxed) == Mapped::Durable as u8) << stripe
+        })
+    }
+
     /// A number for all that an open depends on.
     pub fn hash(&self) -> u64 {
         self.maps().values().fold(u64::from(self.boot), |hash, map| mix(hash ^ map.hash()))
@@ -134,7 +143,7 @@ impl Host for SimHost {
         Uuid([0x42; 16])
     }
 
-    fn create_map(&self, wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>> {
+    fn create_map(&self, wanted: MapIdentity, begin: Vec<Mapped>) -> LocalFuture<'_, Result<NewMap>> {
         Box::pin(async move {
             if !self.has_directory {
                 return Err(Error::new(ErrorKind::Unsupported, "there is no directory"));
@@ -142,7 +151,7 @@ impl Host for SimHost {
             self.turn().await?;
             let path = Self::path(&wanted);
             let epoch = wanted.epoch;
-            let bytes = (0..wanted.stripes).map(|_| AtomicU8::new(0)).collect();
+            let bytes = begin.into_iter().map(|mapped| AtomicU8::new(mapped as u8)).collect();
             let (sync_failed, version) = (AtomicBool::new(false), Arc::clone(&self.version));
             let map = Arc::new(SimMap { identity: wanted, bytes, sync_failed, version });
             self.maps().insert(path.clone(), Arc::clone(&map));

@@ -142,7 +142,7 @@ impl Setting {
 
     /// What the maps of this base are known by.
     pub fn identity(&self) -> BaseIdentity {
-        BaseIdentity { dev: 7, ino: 1234, rdev: 0 }
+        BaseIdentity { dev: 7, ino: 1234, rdev: 0, made: 99 }
     }
 
     pub fn shared(self) -> Arc<Self> {

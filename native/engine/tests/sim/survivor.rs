@@ -52,6 +52,8 @@ pub struct Machine {
     pub may_be_failed: bool,
     /// A repair that gives up what has no header is under way, or has been carried out.
     pub is_dropping: bool,
+    /// Stripes whose headers the map said to be durable when the cut came, as bits.
+    pub durable: u32,
 }
 
 impl Machine {
@@ -60,7 +62,8 @@ impl Machine {
         mix(self.host.hash()
             ^ u64::from(self.adopts) << 1
             ^ u64::from(self.may_be_failed)
-            ^ u64::from(self.is_dropping) << 2)
+            ^ u64::from(self.is_dropping) << 2
+            ^ u64::from(self.durable) << 8)
     }
 }
 
@@ -109,6 +112,21 @@ impl Survivors {
             .map_err(|error| format!("a survivor cannot be read: {error}"))?;
         let recovered = volume.status().recovered;
         Ok(Opened { content: Tag::all_of(&bytes), is_repaired, recovered, volume })
+    }
+
+    /// Whether the production code refuses a disk, and writes nothing.
+    ///
+    /// # Errors
+    /// It opens, or it is refused and was written to.
+    pub fn refuses(&self, disk: &[Tag], machine: &Machine) -> std::result::Result<(), String> {
+        self.disk.tags().clear();
+        self.disk.tags().extend_from_slice(disk);
+        let opened = self.open(&machine.host.copy(None), machine.adopts);
+        match opened {
+            Ok(volume) => Err(format!("is opened, recovered by {:?}", volume.status().recovered)),
+            Err(_) if self.disk.tags()[..] == *disk => Ok(()),
+            Err(error) => Err(format!("is written to and refused: {error}")),
+        }
     }
 
     fn open(&self, host: &Arc<SimHost>, adopts: bool) -> Result<Arc<UbiBdev>> {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::geometry::StripeIndex;
+use super::host::Mapped;
 use super::layout;
 use super::sectors::{self, SECTOR};
 use super::status::Counters;
@@ -122,7 +123,7 @@ impl Volume {
         assert!(self.standing.is_marked() || fault!(NeverMarked), "a stripe becomes Present on a marked volume");
         // The map first: who sees Present may acknowledge.
         if let Some(map) = self.standing.map().filter(|_| !fault!(MapAfterAnswer)) {
-            map.set(stripe);
+            map.set(stripe, Mapped::OnBase);
         }
         // Under the lock of the freeze: who sees Present finds the stripe in a set.
         self.stripes.set_present(stripe);
@@ -197,7 +198,10 @@ impl Volume {
             let mut state = lock(&self.rounds.state);
             state.current = None;
             match &result {
-                Ok(()) => frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe)),
+                Ok(()) => {
+                    self.note_durable(&frozen);
+                    frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe));
+                }
                 Err(_) if fault!(FailedRoundPublishes) => {
                     frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe));
                 }
@@ -220,6 +224,13 @@ impl Volume {
         state.oldest = None;
         state.current = Some((Arc::clone(&round), Arc::clone(&frozen)));
         Some((round, frozen))
+    }
+
+    /// Headers are durable: from now on a base without them is not the one that the map is of.
+    fn note_durable(&self, stripes: &[StripeIndex]) {
+        if let Some(map) = self.standing.map().filter(|_| !fault!(DurableNotNoted)) {
+            stripes.iter().for_each(|&stripe| map.set(stripe, Mapped::Durable));
+        }
     }
 
     /// A round failed before its headers were durable: another one may publish its stripes, unless it was final.
@@ -246,6 +257,9 @@ impl Volume {
                 return Err(error);
             }
             Counters::add(&self.counters.metadata_bytes, data.len() as u64);
+        }
+        if fault!(DurableTooEarly) {
+            self.note_durable(frozen);
         }
         if !fault!(NoSecondSync) {
             self.flush_base().await?;

@@ -14,12 +14,35 @@ pub struct MapIdentity {
     pub stripes: u32,
 }
 
-/// Which stripes are on the base without a header: a byte each, which outlives the process and dies with the kernel.
-pub trait VolatileMap: Send + Sync {
-    fn is_set(&self, stripe: u32) -> bool;
+/// What a map says of a stripe: its byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Mapped {
+    /// The base does not hold it, and its header is not set.
+    Missing = 0,
+    /// The base holds it. Its header may be there, but not for sure.
+    OnBase = 1,
+    /// Its header is durable on the base: a base without it is not the one that the map was last used with.
+    Durable = 2,
+}
 
-    /// The base holds the stripe. Cheap, and never fails.
-    fn set(&self, stripe: u32);
+impl Mapped {
+    /// None for a byte that no map has.
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        [Mapped::Missing, Mapped::OnBase, Mapped::Durable].into_iter().find(|mapped| *mapped as u8 == byte)
+    }
+}
+
+/// Which stripes are on the base: a byte each, which outlives the process and dies with the kernel.
+pub trait VolatileMap: Send + Sync {
+    /// None for a byte that no map has.
+    fn get(&self, stripe: u32) -> Option<Mapped>;
+
+    /// Note what becomes true of a stripe. A store to memory.
+    fn set(&self, stripe: u32, to: Mapped);
+
+    /// Note that this process uses it, for people.
+    fn hold(&self) {}
 
     /// A flush of the base has failed in this epoch.
     fn sync_failed(&self) -> bool;
@@ -43,11 +66,12 @@ pub trait Host: Send + Sync {
     /// A UUID that nobody has had before.
     fn new_uuid(&self) -> Uuid;
 
-    /// Make a map with no stripe set. One that is left of this epoch and base, or of another boot, is replaced.
+    /// Make a map that says `begin` of the stripes. One that is left of this epoch and base, or of another boot, is
+    /// replaced.
     ///
     /// # Errors
     /// Why no map can be had; the volume then does without.
-    fn create_map(&self, wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>>;
+    fn create_map(&self, wanted: MapIdentity, begin: Vec<Mapped>) -> LocalFuture<'_, Result<NewMap>>;
 
     /// Open the map that a superblock names, if it is this volume's.
     ///
@@ -78,7 +102,7 @@ impl Host for NoMaps {
         super::uuid::random()
     }
 
-    fn create_map(&self, _wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>> {
+    fn create_map(&self, _wanted: MapIdentity, _begin: Vec<Mapped>) -> LocalFuture<'_, Result<NewMap>> {
         let error = Error::new(ErrorKind::Unsupported, "no state directory is given");
         Box::pin(std::future::ready(Err(error)))
     }

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::examine::{self, Decision, Found, Recovery, Request};
 use super::geometry::StripeIndex;
+use super::host::Host;
 use super::layout::{self, Identity};
+use super::map_check::{self, Continued};
 use super::refusal::{Name, Refusal};
 use super::sectors;
 use super::superblock::{SLOT_BYTES, SLOTS_AT, Slot, Superblock, VolumeState};
@@ -115,13 +117,44 @@ fn page_bytes(base: &dyn Bdev) -> usize {
 ///
 /// # Errors
 /// What reading the base said; everything that is wrong with its content is in the report.
-pub async fn inspect(base: &dyn Bdev, request: &Request) -> Result<Report> {
+pub async fn inspect(base: &dyn Bdev, host: &dyn Host, request: &Request) -> Result<Report> {
     let mut metadata = read_metadata(base).await?;
     let stripes = stripes_of(request, &metadata);
     if let Some(stripes) = stripes {
         read_headers(base, &mut metadata, stripes).await?;
     }
-    Ok(report(request, &metadata, stripes))
+    let mut report = report(request, &metadata, stripes);
+    consult_map(base, host, request, &metadata, &mut report).await;
+    Ok(report)
+}
+
+/// Look at the volatile map of an open volume as an open does, and add what is wrong with it to the report. The map is
+/// returned when it goes with the base, also where a flush has failed.
+pub async fn consult_map(
+    base: &dyn Bdev,
+    host: &dyn Host,
+    request: &Request,
+    metadata: &Metadata,
+    report: &mut Report,
+) -> Option<Continued> {
+    let superblock = report.superblock.as_ref()?;
+    if !map_check::is_used(request, superblock, &metadata.area) {
+        return None;
+    }
+    let consulted = map_check::consult(base, host, request, superblock, &metadata.area).await;
+    let is_told = superblock.state == VolumeState::SyncFailed; // which refuses it whatever the map says
+    let problem = match &consulted {
+        Ok(continued) if continued.map.sync_failed() && !is_told => Some(examine::sync_failed(&request.base)),
+        Err(refusal) if !is_told => Some(refusal.clone()),
+        Ok(_) | Err(_) => None,
+    };
+    if let Some(problem) = problem {
+        (report.verdict, report.recovery) = (Verdict::Refused, None);
+        report.problems.push(problem.into());
+        // What an open survives comes last: the first problem decides.
+        report.problems.sort_by_key(|problem| problem.name == Name::SuperblockSlot);
+    }
+    consulted.ok()
 }
 
 /// How many stripes the image has, from the superblock or from the request.

@@ -2,14 +2,14 @@
 //! brought to their end. Afterwards the volume is either as a clean close leaves it, or in recovery.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use super::UbiOptions;
 use super::examine::{self, Decision, Found, FoundVolume, Recovery, Request};
 use super::geometry::Geometry;
-use super::host::{MapIdentity, VolatileMap};
+use super::host::Mapped;
 use super::inspect::{self, Metadata};
 use super::layout::{self, MINOR_CLOSED, MINOR_OPEN};
+use super::map_check::{self, Continued};
 use super::sectors::{self, SECTOR};
 use super::superblock::{Slot, StoredImage, Superblock, VolumeState};
 use super::superblocks::{self, Superblocks};
@@ -33,7 +33,7 @@ pub struct Loaded {
     /// None: as a clean close leaves it.
     pub recovery: Option<Recovery>,
     /// The map that is continued.
-    pub map: Option<Arc<dyn VolatileMap>>,
+    pub map: Option<Continued>,
     /// What an operator should know of it.
     pub remark: Option<String>,
 }
@@ -157,7 +157,7 @@ impl Opening<'_> {
                 map = self.continued_map(how).await?;
                 recovery = Some(if map.is_some() { Recovery::WithMap } else { how });
                 // What a process left in the page cache when it died is read, but not durable yet; from now on it counts.
-                self.flush_found(is_doubled, map.as_deref()).await?;
+                self.flush_found(is_doubled, map.as_ref()).await?;
                 if !is_doubled {
                     let facts = self.superblocks.current().clone();
                     self.change_state(facts, MINOR_OPEN).await?;
@@ -169,28 +169,21 @@ impl Opening<'_> {
     }
 
     /// The map of this boot, if the superblock names one; None when the headers alone count.
-    async fn continued_map(&self, how: Recovery) -> Result<Option<Arc<dyn VolatileMap>>> {
-        let superblock = self.superblocks.current();
+    async fn continued_map(&self, how: Recovery) -> Result<Option<Continued>> {
         if how == Recovery::Headers {
             return Ok(None);
         }
-        let opened = match (self.request.boot_id, self.base.identity()) {
-            (None, _) => Err("cannot be believed: the kernel does not say which boot this is".into()),
-            (_, None) => Err("cannot be believed: the base has no identity".into()),
-            (Some(boot_id), Some(base)) => {
-                let (uuid, epoch, stripes) = (superblock.uuid, superblock.epoch, self.geometry.stripes);
-                let wanted = MapIdentity { boot_id, uuid, epoch, base, stripes };
-                self.options.host.open_map(superblock.map_path.clone(), wanted).await
+        let (host, superblock) = (&*self.options.host, self.superblocks.current());
+        match map_check::consult(self.base, host, &self.request, superblock, &self.area).await {
+            Ok(continued) if continued.map.sync_failed() && !fault!(SyncFailedForgotten) => {
+                Err(examine::sync_failed(&self.request.base).into_error())
             }
-        };
-        let base = &self.request.base;
-        match opened {
-            Ok(map) if map.sync_failed() && !fault!(SyncFailedForgotten) => {
-                Err(examine::sync_failed(base).into_error())
+            Ok(continued) => {
+                continued.map.hold();
+                Ok(Some(continued))
             }
-            Ok(map) => Ok(Some(map)),
             Err(_) if how == Recovery::Discarding => Ok(None),
-            Err(why) => Err(examine::map_missing(base, &superblock.map_path, &why).into_error()),
+            Err(refusal) => Err(refusal.into_error()),
         }
     }
 
@@ -198,15 +191,20 @@ impl Opening<'_> {
     /// flush that failed and was told to nobody who remembers may have dropped it from there on. So the pages and the
     /// newest superblock are written once more as they are, which no tearing can harm. A failed flush is final, also for
     /// who opens the volume next.
-    async fn flush_found(&mut self, is_doubled: bool, map: Option<&dyn VolatileMap>) -> Result<()> {
+    async fn flush_found(&mut self, is_doubled: bool, continued: Option<&Continued>) -> Result<()> {
         if fault!(FoundNotFlushed) {
             return Ok(());
         }
         self.write_area(0).await?;
         self.superblocks.write_again(self.base).await?;
-        let Err(error) = self.base.flush().await else { return Ok(()) };
-        if let Some(map) = map {
-            map.set_sync_failed();
+        let Err(error) = self.base.flush().await else {
+            if let Some(continued) = continued {
+                self.note_durable(continued);
+            }
+            return Ok(());
+        };
+        if let Some(continued) = continued {
+            continued.map.set_sync_failed();
         }
         // On disk as well, if both slots say the same: the newest is not durable now, the other one is.
         let is_served = self.superblocks.current().state != VolumeState::Formatting;
@@ -222,6 +220,14 @@ impl Opening<'_> {
             let _ = self.superblocks.change(self.base, facts, Some(page), flush).await;
         }
         Err(error)
+    }
+
+    /// The headers are durable: those of a round that was cut short as well.
+    fn note_durable(&self, continued: &Continued) {
+        let before = continued.mapped.iter().zip(0..).filter(|(mapped, _)| **mapped == Mapped::OnBase);
+        for (_, stripe) in before.filter(|(_, stripe)| self.area[layout::header_at(*stripe)] == 1) {
+            continued.map.set(stripe, Mapped::Durable);
+        }
     }
 
     fn first_page(&self, minor: u16) -> IoData {

@@ -3,6 +3,7 @@
 //! - [`geometry`]: sizes and positions
 //! - [`layout`], [`sectors`], [`superblock`]: the bytes of the metadata area; [`examine`]: what to do with what is there,
 //!   [`refusal`]: or why not; [`inspect`]: the same for tools
+//! - [`map_check`]: whether a map goes with its base
 //! - [`metadata`]: opening, formatting, adopting; [`superblocks`]: changes of state on disk
 //! - [`standing`]: marking open and closing; [`host`], [`state_dir`]: boot and volatile maps
 //! - [`stripes`]: the state of every stripe
@@ -26,6 +27,7 @@ pub mod geometry;
 pub mod host;
 pub mod inspect;
 pub mod layout;
+mod map_check;
 mod metadata;
 mod read;
 pub mod refusal;
@@ -51,7 +53,7 @@ use crate::events::{Events, Level};
 use crate::image::Image;
 use crate::sys::buf::{IoBuf, IoData};
 use change::Change;
-use host::Host;
+use host::{Host, Mapped};
 pub use status::UbiStatus;
 use stripes::{State, StripeMap};
 use uuid::Uuid;
@@ -121,7 +123,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
     let metadata::Loaded { geometry, area, superblocks, recovery, map, remark } =
         metadata::load(&*base, &*image, &options).await?;
     let stripes = StripeMap::new(geometry.stripes, |stripe| match area[layout::header_at(stripe)] {
-        0 if map.as_ref().is_some_and(|map| map.is_set(stripe)) => State::Present,
+        0 if map.as_ref().is_some_and(|map| map.mapped[stripe as usize] != Mapped::Missing) => State::Present,
         0 => State::Missing,
         _ => State::Published,
     });
@@ -145,7 +147,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         stripes,
         fetches: fetch::Fetches::new(),
         rounds: flush::Rounds::new(area, unpublished),
-        standing: standing::Standing::new(superblocks, recovery, map),
+        standing: standing::Standing::new(superblocks, recovery, map.map(|continued| continued.map)),
         counters: status::Counters::default(),
         stat: Arc::default(),
         tasks: volume::Tasks::default(),

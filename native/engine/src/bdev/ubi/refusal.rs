@@ -45,6 +45,8 @@ names! {
     ChangedSinceClose: "changed_since_close",
     SyncFailed: "sync_failed",
     MapMissing: "map_missing",
+    BaseOlderThanMap: "base_older_than_map",
+    MapOlderThanBase: "map_older_than_base",
 }
 
 /// A base that is not opened, with nothing written.
@@ -104,7 +106,9 @@ impl Refusal {
             | Name::HeaderDamaged
             | Name::SectorDamaged
             | Name::ChangedSinceClose => ErrorKind::Corrupt,
-            Name::SyncFailed | Name::MapMissing => ErrorKind::InvalidState,
+            Name::SyncFailed | Name::MapMissing | Name::BaseOlderThanMap | Name::MapOlderThanBase => {
+                ErrorKind::InvalidState
+            }
         };
         Error::with_errno(kind, libc::EINVAL, self.message)
     }
@@ -124,6 +128,18 @@ pub fn listed_ranges(ranges: &[Range<u32>]) -> String {
     };
     let shown = ranges.iter().take(LISTED_MAX).map(text).collect::<Vec<_>>().join(", ");
     more(shown, ranges.len())
+}
+
+/// Ascending numbers as ranges.
+pub fn ranges(numbers: &[u32]) -> Vec<Range<u32>> {
+    let mut ranges: Vec<Range<u32>> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some(last) if last.end == number => last.end += 1,
+            _ => ranges.push(number..number + 1),
+        }
+    }
+    ranges
 }
 
 fn more(shown: String, count: usize) -> String {

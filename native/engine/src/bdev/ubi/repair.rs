@@ -5,12 +5,13 @@
 
 use xxhash_rust::xxh64::Xxh64;
 
-use super::examine::{self, DEFAULT_STRIPE_SIZE_KB, Request};
+use super::examine::{DEFAULT_STRIPE_SIZE_KB, Request};
 use super::geometry::StripeIndex;
-use super::host::{Host, MapIdentity};
+use super::host::{Host, Mapped};
 use super::inspect::{self, Metadata, Problem};
 use super::layout::{self, MINOR_OPEN};
-use super::refusal::{Name, listed_ranges};
+use super::map_check::Continued;
+use super::refusal::{Name, listed_ranges, ranges};
 use super::sectors::{self, Check, SECTOR};
 use super::superblock::{Slot, Superblock, VolumeState};
 use super::superblocks::{self, Superblocks};
@@ -112,10 +113,7 @@ async fn prepare(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: Ch
         inspect::read_headers(base, &mut metadata, stripes).await?;
     }
     let mut report = inspect::report(request, &metadata, stripes);
-    let lost_map = lost_map(base, host, request, &report).await;
-    report.problems.extend(lost_map);
-    // What an open survives comes last: the first problem decides.
-    report.problems.sort_by_key(|problem| problem.name == Name::SuperblockSlot);
+    let map = inspect::consult_map(base, host, request, &metadata, &mut report).await;
     let Some(first) = report.problems.first().cloned() else {
         let message = format!("base {}: nothing is wrong that a repair could mend", request.base);
         return Err(Error::new(ErrorKind::InvalidState, message));
@@ -127,15 +125,19 @@ async fn prepare(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: Ch
         metadata: &metadata,
         stripes,
         choice,
+        mapped: map.map(|Continued { mapped, .. }| mapped),
+        forgets_map: false,
         work: begin(request, host, &metadata, report.problems)?,
     };
     match first.name {
-        Name::SyncFailed => doctor.after_sync_failure(base, host).await,
+        Name::SyncFailed => doctor.after_sync_failure(),
         Name::SectorDamaged | Name::HeaderDamaged | Name::ChangedSinceClose | Name::ZeroedMagic => doctor.headers(),
         Name::SuperblockDamaged | Name::SuperblocksDisagree => doctor.superblock(),
         Name::SuperblockSlot => doctor.step("both superblock slots are written anew"),
         Name::ImageDiffers => doctor.image().map_err(hopeless)?,
-        Name::MapMissing => doctor.without_map().map_err(hopeless)?,
+        Name::MapMissing | Name::BaseOlderThanMap | Name::MapOlderThanBase => {
+            doctor.without_map(first.name).map_err(hopeless)?;
+        }
         Name::ForeignContent
         | Name::TagLayout
         | Name::Ubiblk
@@ -149,32 +151,6 @@ async fn prepare(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: Ch
         | Name::StripeSizeNeeded => return Err(hopeless("no repair helps against that")),
     }
     Ok(doctor.finish())
-}
-
-/// The map of this boot is gone: an open would find out, the bytes of the base do not tell.
-async fn lost_map(base: &dyn Bdev, host: &dyn Host, request: &Request, report: &inspect::Report) -> Option<Problem> {
-    if report.recovery != Some(examine::Recovery::WithMap) {
-        return None;
-    }
-    let superblock = report.superblock.as_ref()?;
-    match map_of(base, host, request, superblock).await {
-        Ok(map) if map.sync_failed() => Some(examine::sync_failed(&request.base).into()),
-        Ok(_) => None,
-        Err(why) => Some(examine::map_missing(&request.base, &superblock.map_path, &why).into()),
-    }
-}
-
-async fn map_of(
-    base: &dyn Bdev,
-    host: &dyn Host,
-    request: &Request,
-    superblock: &Superblock,
-) -> std::result::Result<std::sync::Arc<dyn super::host::VolatileMap>, String> {
-    let boot_id = request.boot_id.filter(|boot| *boot == superblock.boot_id).ok_or("is of another boot")?;
-    let base = base.identity().ok_or("cannot be believed: the base has no identity")?;
-    let Superblock { uuid, epoch, .. } = *superblock;
-    let wanted = MapIdentity { boot_id, uuid, epoch, base, stripes: superblock.stripes() };
-    host.open_map(superblock.map_path.clone(), wanted).await
 }
 
 /// What there is to begin with: the newest superblock, or a new one for a volume that has none.
@@ -218,6 +194,10 @@ struct Doctor<'a> {
     metadata: &'a Metadata,
     stripes: u32,
     choice: Choice,
+    /// What the volatile map says of each stripe, where it goes with the base.
+    mapped: Option<Vec<Mapped>>,
+    /// The next open goes by the headers alone.
+    forgets_map: bool,
     work: Work,
 }
 
@@ -230,14 +210,13 @@ impl Doctor<'_> {
         self.work.plan.loses.push(what.into());
     }
 
-    async fn after_sync_failure(&mut self, base: &dyn Bdev, host: &dyn Host) {
+    fn after_sync_failure(&mut self) {
         self.lose("anything that was written after the last FLUSH that succeeded may be lost, in any stripe");
-        if let Ok(map) = map_of(base, host, self.request, &self.work.facts).await {
-            let is_in_doubt = |&stripe: &StripeIndex| map.is_set(stripe) && !self.is_set(stripe);
-            let in_doubt: Vec<_> = (0..self.stripes).filter(is_in_doubt).collect();
-            self.decide(&in_doubt, "whose headers are not on the base yet");
-        }
+        self.forgets_map = true;
         self.mend_damaged();
+        let unpublished = self.mapped_as(Mapped::OnBase);
+        let in_doubt: Vec<_> = unpublished.into_iter().filter(|&stripe| !self.is_set(stripe)).collect();
+        self.decide(&in_doubt, "whose headers are not on the base yet");
         self.step("the volume is no longer marked as failed");
     }
 
@@ -247,11 +226,21 @@ impl Doctor<'_> {
             self.step("magic, version and stripe size are written again");
         }
         self.mend_damaged();
+        if self.has(Name::ChangedSinceClose) {
+            self.forgets_map = true; // of a marking that was cut short: nothing was Present yet
+        }
+        let of_map = [Name::MapMissing, Name::BaseOlderThanMap, Name::MapOlderThanBase];
+        if let Some(why) = of_map.into_iter().find(|&name| self.has(name))
+            && self.without_map(why).is_err()
+        {
+            self.step("the volume still names its volatile map, which a further repair can give up");
+        }
     }
 
     /// No superblock is left, or two contradict each other.
     fn superblock(&mut self) {
         self.step("a new superblock is written, for the image and stripe size that were given");
+        self.forgets_map = true;
         let set: Vec<_> = (0..self.stripes).filter(|&stripe| self.is_set(stripe)).collect();
         self.decide(&set, "whose headers say that they are on the base");
         self.lose("which image the volume was made from is not known any more: the given one is believed");
@@ -271,13 +260,23 @@ impl Doctor<'_> {
         Ok(())
     }
 
-    fn without_map(&mut self) -> std::result::Result<(), &'static str> {
+    fn without_map(&mut self, why: Name) -> std::result::Result<(), &'static str> {
         if self.choice == Choice::Keep {
-            return Err("only the map knows what could be kept; choose drop, or put the map back");
+            return Err("only the map knows what could be kept; choose drop, or put back what belongs together");
         }
+        self.forgets_map = true;
         self.step("the volume forgets its volatile map");
         self.lose("every stripe without a header is read from the image again: what was written to it is lost");
+        if why == Name::BaseOlderThanMap {
+            self.lose("whatever was written since this state of the base was saved is not on it");
+        }
         Ok(())
+    }
+
+    /// The stripes of which a map that goes with the base says this.
+    fn mapped_as(&self, says: Mapped) -> Vec<StripeIndex> {
+        let mapped = self.mapped.iter().flatten().zip(0..);
+        mapped.filter(|(mapped, _)| **mapped == says).map(|(_, stripe)| stripe).collect()
     }
 
     fn has(&self, name: Name) -> bool {
@@ -299,12 +298,25 @@ impl Doctor<'_> {
             .flat_map(|&index| sectors::headers_in(index))
             .filter(|&stripe| stripe < self.stripes)
             .collect();
-        if !in_doubt.is_empty() {
+        if self.mapped.is_some() {
+            self.restore(&in_doubt);
+        } else if !in_doubt.is_empty() {
             self.decide(&in_doubt, "whose header sectors are damaged");
         } else if self.has(Name::ChangedSinceClose) {
             self.step("the headers are believed as they are, although they are not those of the last clean close");
             self.lose("stripes that were written since the older sectors were made are read from the image again");
         }
+    }
+
+    /// Write headers again that the map of this boot knows: those that were durable. The map goes on to tell of the
+    /// stripes that are on the base without one.
+    fn restore(&mut self, damaged: &[StripeIndex]) {
+        let Some(mapped) = self.mapped.as_ref().filter(|_| !damaged.is_empty()) else { return };
+        for &stripe in damaged {
+            self.work.area[layout::header_at(stripe)] = u8::from(mapped[stripe as usize] == Mapped::Durable);
+        }
+        let text = listed_ranges(&ranges(damaged));
+        self.step(format!("the headers of the stripes {text} are written again as the volatile map knows them"));
     }
 
     /// Take stripes for Present where their byte 0 says so, or give them back to the image.
@@ -313,12 +325,12 @@ impl Doctor<'_> {
             return;
         }
         let text = listed_ranges(&ranges(stripes));
-        let is_map = self.has(Name::SyncFailed);
+        let is_mapped = self.mapped.is_some();
         for &stripe in stripes {
             let at = layout::header_at(stripe);
             let was = self.work.area[at];
             self.work.area[at] = match self.choice {
-                Choice::Keep if is_map && !self.wrong_sector(stripe) => 1,
+                Choice::Keep if is_mapped => 1,
                 Choice::Keep => u8::from(was == 1),
                 Choice::Drop => 0,
             };
@@ -346,18 +358,11 @@ impl Doctor<'_> {
         }
     }
 
-    fn wrong_sector(&self, stripe: StripeIndex) -> bool {
-        let index = layout::header_at(stripe) / SECTOR;
-        let sector = &self.metadata.area[index * SECTOR..(index + 1) * SECTOR];
-        sectors::look(self.work.facts.uuid, index, sector) != Check::Right
-    }
-
     /// Bring area and facts into the form that the next open recovers.
     fn finish(mut self) -> Work {
-        let is_mapped =
-            self.work.facts.state == VolumeState::Open && !self.has(Name::MapMissing) && !self.has(Name::SyncFailed);
+        let forgets_map = self.forgets_map || self.work.facts.state != VolumeState::Open;
         let facts = &mut self.work.facts;
-        if !is_mapped {
+        if forgets_map {
             self.work.old_map = std::mem::take(&mut facts.map_path);
             facts.boot_id = Uuid::NIL;
         }
@@ -386,18 +391,8 @@ impl Doctor<'_> {
             let encoded = if let Slot::Valid(superblock) = slot { superblock.encode() } else { [0; 4096] };
             hash.update(&encoded);
         }
+        self.mapped.iter().flatten().for_each(|mapped| hash.update(&[*mapped as u8]));
         self.work.plan.steps.iter().chain(&self.work.plan.loses).for_each(|text| hash.update(text.as_bytes()));
         hash.digest()
     }
-}
-
-fn ranges(stripes: &[StripeIndex]) -> Vec<std::ops::Range<StripeIndex>> {
-    let mut ranges: Vec<std::ops::Range<StripeIndex>> = Vec::new();
-    for &stripe in stripes {
-        match ranges.last_mut() {
-            Some(last) if last.end == stripe => last.end += 1,
-            _ => ranges.push(stripe..stripe + 1),
-        }
-    }
-    ranges
 }

@@ -11,6 +11,7 @@ use super::examine::Recovery;
 use super::geometry::StripeIndex;
 use super::host::{MapIdentity, NewMap, VolatileMap};
 use super::layout::{self, MINOR_CLOSED, MINOR_OPEN};
+use super::map_check;
 use super::sectors::SECTOR;
 use super::stripes::State;
 use super::superblock::{Superblock, VolumeState};
@@ -136,7 +137,8 @@ impl Volume {
             (_, None) => return None, // a base that dies with the process needs none
             (Some(boot_id), Some(base)) => {
                 let (uuid, epoch, stripes) = (before.uuid, before.epoch + 1, self.geometry.stripes);
-                match self.options.host.create_map(MapIdentity { boot_id, uuid, epoch, base, stripes }).await {
+                let begin = self.rounds.with_area(|area| map_check::begin(area, stripes));
+                match self.options.host.create_map(MapIdentity { boot_id, uuid, epoch, base, stripes }, begin).await {
                     Ok(new) => {
                         let new = Arc::new(new);
                         lock(&self.standing.known).pending = Some(Arc::clone(&new));

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::host::{Host, MapIdentity, NewMap, VolatileMap};
+use super::host::{Host, MapIdentity, Mapped, NewMap, VolatileMap};
 use super::superblock::MAP_PATH_MAX;
 use super::uuid::{self, Uuid};
 use crate::bdev::{BaseIdentity, LocalFuture};
@@ -15,13 +15,14 @@ use crate::reactor::offload;
 use crate::sys::shared_map::SharedMap;
 
 const MAGIC: &[u8; 8] = b"ubi_map\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+const VERSION_AT: Range<usize> = 8..12;
 const HEADER_BYTES: usize = 4096;
 const BOOT_ID_AT: Range<usize> = 16..32;
 const UUID_AT: Range<usize> = 32..48;
-const BASE_AT: Range<usize> = 56..80;
-const HOLDER_AT: usize = 80;
-const SYNC_FAILED_AT: usize = 84;
+const BASE_AT: Range<usize> = 56..88;
+const HOLDER_AT: usize = 88;
+const SYNC_FAILED_AT: usize = 92;
 /// Epochs that are tried when another base's map has the name: copies of one base have one UUID.
 const EPOCHS_TRIED: u64 = 1024;
 
@@ -43,12 +44,18 @@ impl StateDir {
 struct MapFile(SharedMap);
 
 impl VolatileMap for MapFile {
-    fn is_set(&self, stripe: u32) -> bool {
-        self.0.load(HEADER_BYTES + stripe as usize) != 0
+    fn get(&self, stripe: u32) -> Option<Mapped> {
+        Mapped::from_byte(self.0.load(HEADER_BYTES + stripe as usize))
     }
 
-    fn set(&self, stripe: u32) {
-        self.0.store(HEADER_BYTES + stripe as usize, 1);
+    fn set(&self, stripe: u32, to: Mapped) {
+        self.0.store(HEADER_BYTES + stripe as usize, to as u8);
+    }
+
+    fn hold(&self) {
+        for (at, byte) in std::process::id().to_le_bytes().into_iter().enumerate() {
+            self.0.store(HOLDER_AT + at, byte);
+        }
     }
 
     fn sync_failed(&self) -> bool {
@@ -61,8 +68,10 @@ impl VolatileMap for MapFile {
 }
 
 impl MapFile {
-    fn create(path: &Path, wanted: &MapIdentity) -> io::Result<Self> {
-        let map = SharedMap::create(path, &header(wanted), map_bytes(wanted.stripes))?;
+    fn create(path: &Path, wanted: &MapIdentity, begin: &[Mapped]) -> io::Result<Self> {
+        let mut content = header(wanted).to_vec();
+        content.extend(begin.iter().map(|mapped| *mapped as u8));
+        let map = SharedMap::create(path, &content, map_bytes(wanted.stripes))?;
         let file = Self(map);
         file.hold();
         Ok(file)
@@ -77,15 +86,20 @@ impl MapFile {
             _ => format!("cannot be opened ({error})"),
         })?;
         let expected = header(wanted);
-        let is_ours = (0..HOLDER_AT).all(|at| map.load(at) == expected[at]);
-        if is_ours { Ok(Self(map)) } else { Err("is that of another boot, epoch, base or volume".into()) }
-    }
-
-    /// Note who uses it, for people.
-    fn hold(&self) {
-        for (at, byte) in std::process::id().to_le_bytes().into_iter().enumerate() {
-            self.0.store(HOLDER_AT + at, byte);
+        let is_as_expected = |mut range: Range<usize>| range.all(|at| map.load(at) == expected[at]);
+        if !is_as_expected(0..VERSION_AT.end) {
+            let version = u32::from_le_bytes(
+                VERSION_AT.map(|at| map.load(at)).collect::<Vec<_>>().try_into().expect("four bytes"),
+            );
+            return Err(format!("is of layout {version}, and only {VERSION} is known: use the ubi_rpc that made it"));
         }
+        if !is_as_expected(VERSION_AT.end..BASE_AT.start) {
+            return Err("is that of another boot, epoch or volume".into());
+        }
+        if !is_as_expected(BASE_AT) {
+            return Err("is that of another base: of another file or device, or it was attached again since".into());
+        }
+        Ok(Self(map))
     }
 }
 
@@ -125,19 +139,19 @@ fn may_go(path: &Path, uuid: Uuid, boot_id: Option<Uuid>, base: Option<&BaseIden
         .and_then(|file| file.read_exact_at(&mut found, 0));
     let is_of_boot = boot_id.is_none_or(|boot_id| found[BOOT_ID_AT] == boot_id.0);
     let is_of_base = base.is_some_and(|base| found[BASE_AT] == base_bytes(base));
-    let is_map = found[..8] == *MAGIC && found[8..12] == VERSION.to_le_bytes() && found[UUID_AT] == uuid.0;
+    let is_map = found[..8] == *MAGIC && found[VERSION_AT] == VERSION.to_le_bytes() && found[UUID_AT] == uuid.0;
     read.is_ok() && is_map && (!is_of_boot || is_of_base)
 }
 
-fn base_bytes(base: &BaseIdentity) -> [u8; 24] {
-    let mut bytes = [0; 24];
-    for (at, part) in [base.dev, base.ino, base.rdev].into_iter().enumerate() {
+fn base_bytes(base: &BaseIdentity) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    for (at, part) in [base.dev, base.ino, base.rdev, base.made].into_iter().enumerate() {
         bytes[at * 8..][..8].copy_from_slice(&part.to_le_bytes());
     }
     bytes
 }
 
-fn create(dir: &Path, mut wanted: MapIdentity) -> Result<NewMap> {
+fn create(dir: &Path, mut wanted: MapIdentity, begin: &[Mapped]) -> Result<NewMap> {
     let first = wanted.epoch;
     for epoch in first..first.saturating_add(EPOCHS_TRIED) {
         wanted.epoch = epoch;
@@ -148,7 +162,7 @@ fn create(dir: &Path, mut wanted: MapIdentity) -> Result<NewMap> {
         if may_go(&path, wanted.uuid, Some(wanted.boot_id), Some(&wanted.base)) {
             let _ = std::fs::remove_file(&path);
         }
-        match MapFile::create(&path, &wanted) {
+        match MapFile::create(&path, &wanted, begin) {
             Ok(map) => return Ok(NewMap { map: Arc::new(map), epoch, path: path.into_os_string().into_vec() }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(Error::from_io(format_args!("make {}", path.display()), &error)),
@@ -164,9 +178,7 @@ fn open(path: &[u8], wanted: &MapIdentity) -> std::result::Result<Arc<dyn Volati
     if path.file_name().and_then(|name| name.to_str()) != Some(file_name(wanted.uuid, wanted.epoch).as_str()) {
         return Err("has not the name of a map of this volume".into());
     }
-    let map = MapFile::open(path, wanted)?;
-    map.hold();
-    Ok(Arc::new(map))
+    Ok(Arc::new(MapFile::open(path, wanted)?))
 }
 
 fn remove(path: &[u8], uuid: Uuid, boot_id: Option<Uuid>, base: Option<&BaseIdentity>) {
@@ -187,12 +199,12 @@ impl Host for StateDir {
         uuid::random()
     }
 
-    fn create_map(&self, wanted: MapIdentity) -> LocalFuture<'_, Result<NewMap>> {
+    fn create_map(&self, wanted: MapIdentity, begin: Vec<Mapped>) -> LocalFuture<'_, Result<NewMap>> {
         let Some(dir) = self.path.clone() else {
             let error = Error::new(ErrorKind::Unsupported, "no state directory is given");
             return Box::pin(std::future::ready(Err(error)));
         };
-        Box::pin(async move { offload::run(move || create(&dir, wanted).map(Arc::new)).await.map(unshared) })
+        Box::pin(async move { offload::run(move || create(&dir, wanted, &begin).map(Arc::new)).await.map(unshared) })
     }
 
     fn open_map(
@@ -216,18 +228,27 @@ fn unshared(shared: Arc<NewMap>) -> NewMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const BEGIN: [Mapped; 10] = {
+        let mut begin = [Mapped::Missing; 10];
+        begin[0] = Mapped::Durable;
+        begin
+    };
+    const MISSING: Option<Mapped> = Some(Mapped::Missing);
+
     fn wanted() -> MapIdentity {
-        let base = BaseIdentity { dev: 1, ino: 2, rdev: 0 };
+        let base = BaseIdentity { dev: 1, ino: 2, rdev: 0, made: 4 };
         MapIdentity { boot_id: Uuid([1; 16]), uuid: Uuid([2; 16]), epoch: 7, base, stripes: 10 }
     }
 
     #[test]
     fn a_map_is_found_again_by_who_means_it_and_by_nobody_else() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let made = create(dir.path(), wanted()).expect("made");
-        made.map.set(9);
+        let made = create(dir.path(), wanted(), &BEGIN).expect("made");
+        made.map.set(9, Mapped::OnBase);
         let again = open(&made.path, &wanted()).expect("opened");
-        assert!(again.is_set(9) && !again.is_set(8) && !again.sync_failed());
+        assert_eq!([7, 8, 9].map(|stripe| again.get(stripe)), [MISSING, MISSING, Some(Mapped::OnBase)]);
+        assert_eq!((again.get(0), again.sync_failed()), (Some(Mapped::Durable), false), "as it began");
         again.set_sync_failed();
         assert!(made.map.sync_failed());
         let refused = |change: &dyn Fn(&mut MapIdentity)| {
@@ -236,7 +257,8 @@ mod tests {
             open(&made.path, &other).err().expect("refused")
         };
         assert!(refused(&|map| map.boot_id = Uuid([9; 16])).contains("another boot"));
-        assert!(refused(&|map| map.base.ino = 3).contains("another boot"));
+        assert!(refused(&|map| map.base.ino = 3).contains("another base"));
+        assert!(refused(&|map| map.base.made = 5).contains("another base"), "a file made anew in its place");
         assert!(refused(&|map| map.stripes = 11).contains("another length"));
         assert!(refused(&|map| map.epoch = 8).contains("name"));
         let MapIdentity { boot_id, uuid, base, .. } = wanted();
@@ -252,15 +274,28 @@ mod tests {
     #[test]
     fn a_left_map_of_this_base_is_replaced_and_a_copys_map_is_left_alone() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let left = create(dir.path(), wanted()).expect("made");
-        left.map.set(3);
-        let ours = create(dir.path(), wanted()).expect("made again");
-        assert!((ours.epoch, ours.map.is_set(3)) == (7, false));
-        let copy = MapIdentity { base: BaseIdentity { dev: 1, ino: 5, rdev: 0 }, ..wanted() };
-        assert_eq!(create(dir.path(), copy).expect("made").epoch, 8);
+        let left = create(dir.path(), wanted(), &BEGIN).expect("made");
+        left.map.set(3, Mapped::OnBase);
+        let ours = create(dir.path(), wanted(), &BEGIN).expect("made again");
+        assert!((ours.epoch, ours.map.get(3)) == (7, MISSING));
+        let copy = MapIdentity { base: BaseIdentity { dev: 1, ino: 5, rdev: 0, made: 4 }, ..wanted() };
+        assert_eq!(create(dir.path(), copy, &BEGIN).expect("made").epoch, 8);
         assert!(open(&ours.path, &wanted()).is_ok());
         let after_boot = MapIdentity { boot_id: Uuid([5; 16]), ..wanted() };
-        assert_eq!(create(dir.path(), after_boot).expect("made").epoch, 7, "another boot's says nothing");
-        assert!(create(&dir.path().join("no"), wanted()).is_err());
+        assert_eq!(create(dir.path(), after_boot, &BEGIN).expect("made").epoch, 7, "another boot's says nothing");
+        assert!(create(&dir.path().join("no"), wanted(), &BEGIN).is_err());
+    }
+
+    #[test]
+    fn what_no_map_of_this_layout_says_is_not_believed() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().expect("tempdir");
+        let made = create(dir.path(), wanted(), &BEGIN).expect("made");
+        let path = Path::new(std::ffi::OsStr::from_bytes(&made.path));
+        let file = std::fs::OpenOptions::new().write(true).open(path).expect("there");
+        file.write_all_at(&[3], HEADER_BYTES as u64 + 4).expect("written");
+        assert_eq!(made.map.get(4), None);
+        file.write_all_at(&[1], 8).expect("written");
+        assert!(open(&made.path, &wanted()).err().expect("refused").contains("layout 1, and only 2 is known"));
     }
 }

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
+use ubi_engine::bdev::ubi::UbiBdev;
+use ubi_engine::bdev::ubi::superblock::VolumeState;
 use ubi_engine::reactor::exec::Executor;
 
 use super::{Endings, History, Progress};
 use crate::sim::base::{Kind, Op, SimBase};
 use crate::sim::bdev_ubi::BdevUbi;
+use crate::sim::checker::headers;
 use crate::sim::coverage::{Subject, Subjects};
 use crate::sim::image::SimImage;
 use crate::sim::oracle::Cut;
 use crate::sim::script::Request;
 use crate::sim::setting::STRIPE;
 use crate::sim::survivor::Machine;
-use crate::sim::tags::{Tag, hash};
+use crate::sim::tags::{Tag, hash, mix};
 
 impl History<'_> {
     // Lives.
@@ -76,6 +79,7 @@ impl History<'_> {
                 self.sync_failed = false;
                 self.must_refuse = false;
                 self.sync_failed_before = false;
+                self.saved = None;
             }
         }
         self.begin_process();
@@ -139,6 +143,30 @@ impl History<'_> {
         self.checker.look(&self.case.setting, (Cut::PowerLoss, &loss, &machine), &self.oracle, depth, with)
     }
 
+    /// Save the base now and then, and look what becomes of an open when it is put back after a process death: once a header
+    /// is durable that it has not, only a refusal keeps the map from being read into it. (Stripes that are only in the map
+    /// leave no trace on the base; docs/safety.md.)
+    pub(super) fn put_back(&mut self) -> Result<(), String> {
+        let is_marked = |volume: &Arc<UbiBdev>| {
+            let status = volume.status();
+            status.state == VolumeState::Open && self.host.has_map_at(status.map_path.as_bytes())
+        };
+        // Chosen by what has happened: a history is the same with it and without.
+        let choice = mix(self.trace);
+        if choice.is_multiple_of(8) && self.volume.as_ref().is_some_and(is_marked) {
+            let disk = self.base.content();
+            self.saved = (!BdevUbi::would_open(&disk)).then_some(disk);
+        }
+        let Some(saved) = self.saved.as_ref().filter(|_| choice % 4 == 1) else { return Ok(()) };
+        // A header page whose write failed may be durable all the same, and nobody knows it.
+        if self.has_faults || headers(&self.base.durable()) & !headers(saved) == 0 {
+            return Ok(());
+        }
+        let machine = self.machine(Cut::ProcessDeath);
+        let refused = self.checker.must_refuse(&self.case.setting, saved, &machine);
+        refused.map_err(|what| format!("an older state of the base, put back in the same boot, {what}"))
+    }
+
     /// What a survivor of a cut at this moment is opened on.
     fn machine(&self, cut: Cut) -> Machine {
         let host = match cut {
@@ -146,7 +174,8 @@ impl History<'_> {
             Cut::PowerLoss => self.host.booted_again(),
         };
         let is_dropping = self.is_repairing && !self.case.setting.keeps;
-        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping }
+        let durable = self.host.durable();
+        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping, durable }
     }
 
     /// Whether bdev_ubi may have the volume now. After a close that is bound to be, unless a fault is in the way.
