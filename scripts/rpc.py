@@ -777,6 +777,7 @@ CONFIG = (
         show_json,
         (arg("name", help="Name of the subsystem"), arg("--with-batches", action=ON_OFF, default=False)),
     ),
+    Command("persist_get_unrestored", "Show what of the --persist file could not be restored, and why", show_json),
     Command(
         "save_config",
         "Write the current configuration to stdout",

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import functools
 import gc
+import json
 import logging
 import os
 import resource
@@ -35,13 +36,14 @@ from ubi_rpc.rpc.unix_server import SocketInUseError, UnixServer
 from ubi_rpc.rpc.wire_errors import WireError
 from ubi_rpc.settings import STOP_TIMEOUT_S, Settings
 from ubi_rpc.startup import Startup
-from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Step
+from ubi_rpc.storage.config_file import CallFailedError, ConfigError, ConfigReader, Failed, Step
 from ubi_rpc.storage.config_keep import ConfigKeeper
 from ubi_rpc.storage.events import Events
 from ubi_rpc.storage.kept_file import KeptFile
 from ubi_rpc.storage.lifecycle import Lifecycle
 from ubi_rpc.storage.options import Options
 from ubi_rpc.storage.registry import Registry
+from ubi_rpc.storage.unrestored import UnrestoredEntries
 
 EXIT_FAILED = 1
 EXIT_SOCKET_IN_USE = 234
@@ -103,7 +105,10 @@ class Daemon:
         engine, options = Engine(settings.state_dir, access), Options()
         files = Files(settings.allowed_dirs)
         parts.callback(files.close)
-        keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options))
+        unrestored = UnrestoredEntries(lambda method, instance: bool(options.get(method, instance)), _as_kept)
+        keeper = None if kept is None else ConfigKeeper(kept, functools.partial(option_entries, options), unrestored)
+        # What is in the kept file was acknowledged once: one entry that fails takes no other with it, nor itself away.
+        call_failed = unrestored.add if source is not None and loaded is not None else None
         lifecycle = Lifecycle(engine, Registry(), Events(), files, keeper)
         nbd = NbdFrontend(engine, settings.socket_dir)
         vhost_blk = VhostBlkFrontend(engine, settings.socket_dir, settings.cpus)
@@ -119,6 +124,7 @@ class Daemon:
             ignore_errors=settings.ignore_init_errors,
             applied=applied,
             failed=self._init_failed,
+            call_failed=call_failed,
         )
         services = Services(
             lifecycle=lifecycle,
@@ -136,7 +142,7 @@ class Daemon:
         dispatcher = Dispatcher(METHODS, services, state=lambda: startup.state, allowed=settings.rpcs_allowed)
         server = UnixServer(settings.rpc_socket, dispatcher, settings.rpc_group)
         if source is not None:
-            startup.steps = _plan_config(source, dispatcher, ignore_errors=settings.ignore_init_errors)
+            startup.steps = _plan_config(source, dispatcher, settings.ignore_init_errors, call_failed)
 
         _raise_file_limit()
         if settings.rpc_server:
@@ -257,9 +263,25 @@ def _read_config(path: Path | None, kept: KeptFile | None) -> tuple[ConfigSource
     return (None if path is None else ConfigSource(path)), None
 
 
-def _plan_config(source: ConfigSource, dispatcher: Dispatcher, *, ignore_errors: bool) -> list[Step]:
+def _plan_config(
+    source: ConfigSource, dispatcher: Dispatcher, ignore_errors: bool, failed: Failed | None
+) -> list[Step]:
     methods = {name: State.STARTUP in method.states for name, method in dispatcher.methods.items()}
-    return ConfigReader(source, methods, ignore_errors=ignore_errors).steps()
+    return ConfigReader(source, methods, ignore_errors=ignore_errors, failed=failed).steps()
+
+
+def _as_kept(entry: object) -> object:
+    """Return an entry of the kept file as it can be written again.
+
+    Raises:
+        ConfigError: it repeats a key, or has a number that nothing holds.
+    """
+    try:
+        plain = to_plain(entry)
+        json.dumps(plain)
+    except (DuplicateKeyError, TypeError) as error:
+        raise ConfigError(f"an entry of the kept file is not to be kept as it stands: {error}") from error
+    return plain
 
 
 async def _call(dispatcher: Dispatcher, name: str, params: object) -> object:
@@ -267,4 +289,5 @@ async def _call(dispatcher: Dispatcher, name: str, params: object) -> object:
         return await dispatcher.call(name, params)
     except WireError as error:
         parameter = str(error.context.get("parameter", ""))
-        raise CallFailedError(f"{error.code} {error.message}: {error.detail}", parameter) from error
+        stopping = error.kind is ErrorKind.CANCELLED
+        raise CallFailedError(f"{error.code} {error.message}: {error.detail}", parameter, stopping=stopping) from error

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from ubi_rpc.errors import ErrorKind, UbiError
 from ubi_rpc.rpc.method import State
-from ubi_rpc.storage.config_file import Call, ConfigError, Step, apply
+from ubi_rpc.storage.config_file import Call, ConfigError, Failed, Step, apply
 from ubi_rpc.storage.config_keep import LOADING
 
 EXIT_CANNOT_RUN = 1
@@ -24,6 +24,7 @@ class Startup:
         ignore_errors: log calls that fail and go on.
         applied: what comes after the second pass, before anybody is told that the subsystems are up.
         failed: told when the second pass failed; the daemon is to stop with that error's exit code.
+        call_failed: told of each call that failed, and the next ones are made; None: as `ignore_errors` says.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Startup:
         ignore_errors: bool,
         applied: Callable[[], Awaitable[None]],
         failed: Callable[[ConfigError], None],
+        call_failed: Failed | None = None,
     ) -> None:
         self.state = State.STARTUP
         self.steps: list[Step] = []
@@ -41,6 +43,7 @@ class Startup:
         self._ignore_errors = ignore_errors
         self._applied = applied
         self._failed = failed
+        self._call_failed = call_failed
         self._initialised = asyncio.Event()
         self._init: asyncio.Task[None] | None = None
 
@@ -50,7 +53,7 @@ class Startup:
         Raises:
             ConfigError: one failed.
         """
-        await apply(self.steps, self._call, startup=True, ignore_errors=self._ignore_errors)
+        await self._apply(startup=True)
 
     async def start_init(self) -> None:
         """Bring the subsystems up and make the remaining calls; a second caller waits for the first one's outcome.
@@ -73,10 +76,14 @@ class Startup:
         self.state = State.RUNTIME
         LOADING.set(True)
         try:
-            await apply(self.steps, self._call, startup=False, ignore_errors=self._ignore_errors)
+            await self._apply(startup=False)
             await self._applied()
         except (ConfigError, UbiError) as error:
             failure = error if isinstance(error, ConfigError) else ConfigError(str(error), EXIT_CANNOT_RUN)
             self._failed(failure)
             raise failure from error
         self._initialised.set()
+
+    async def _apply(self, *, startup: bool) -> None:
+        ignore = self._ignore_errors
+        await apply(self.steps, self._call, startup=startup, ignore_errors=ignore, failed=self._call_failed)

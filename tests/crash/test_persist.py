@@ -290,20 +290,91 @@ def test_a_kept_file_that_is_no_configuration_stops_the_start(unstarted_daemon: 
     assert "kept.json:1:" in unstarted_daemon.log_text()
 
 
-def test_an_entry_that_fails_is_skipped_when_asked_and_not_forgotten(unstarted_daemon: Daemon, folder: Path) -> None:
+def _fleet_with_a_lost_base(daemon: Daemon, folder: Path, *arguments: str) -> Path:
+    """Keep two stacks, take the base of the first away, start again; return the kept file."""
     kept = folder / "kept.json"
-    unstarted_daemon.start("--persist", str(kept))
+    daemon.start("--persist", str(kept))
     for method, params in _disks(folder):
-        unstarted_daemon.call(method, **params)
-    assert unstarted_daemon.end() == 0
-    written = json.loads(kept.read_text())
+        daemon.call(method, **params)
+    make_sparse(folder / "other.raw", METADATA_BYTES + 2 * MIB)
+    daemon.create_aio("aio1", folder / "other.raw")
+    daemon.create_ubi("ubi1", "aio1", folder / "image.raw")
+    with daemon.client("ubi1") as client:
+        client.write(0, b"w" * 4096)
+    daemon.kill()
     (folder / "base.raw").rename(folder / "elsewhere.raw")
-    unstarted_daemon.launch("--persist", str(kept))
-    assert unstarted_daemon.wait() != 0
-    assert json.loads(kept.read_text()) == written
-    unstarted_daemon.start("--persist", str(kept), "--json-ignore-init-errors")
-    assert objects(unstarted_daemon) == set()
-    assert json.loads((folder / "kept.json.before").read_text()) == written
+    daemon.start("--persist", str(kept), *arguments)
+    return kept
+
+
+def _kept_calls(kept: Path) -> list[str]:
+    """Return the names of the objects that a kept file makes."""
+    subsystems = json.loads(kept.read_text())["subsystems"]
+    calls = [call for one in subsystems if one["subsystem"] in {"bdev", "nbd"} for call in one["config"]]
+    params = [call["params"] for call in calls if "_create" in call["method"]]
+    return sorted(one.get("export_name") or one["name"] for one in params)
+
+
+OTHERS = {"aio1", "ubi1"}
+LOST = ["aio0", "second", "ubi0", "ubi0"]
+KEPT = sorted(["aio1", "ubi1", "ubi1", *LOST])
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json-ignore-init-errors",)])
+def test_an_entry_that_fails_keeps_no_other_down_and_is_not_forgotten(
+    unstarted_daemon: Daemon, folder: Path, arguments: tuple[str, ...]
+) -> None:
+    kept = _fleet_with_a_lost_base(unstarted_daemon, folder, *arguments)
+    assert objects(unstarted_daemon) == OTHERS
+    with unstarted_daemon.client("ubi1") as client:
+        assert bytes(client.read_range(0, 4096)) == b"w" * 4096
+    assert "4 of 7 objects were not restored: aio0, ubi0, ubi0, second;" in unstarted_daemon.log_text()
+    reasons = {one["name"]: one["reason"] for one in unstarted_daemon.call("persist_get_unrestored")}
+    assert set(reasons) == {"aio0", "ubi0", "second"}
+    assert "base.raw" in reasons["aio0"]
+    assert not kept.with_name("kept.json.before").exists()
+    unstarted_daemon.call("bdev_null_create", name="null0", num_blocks=8, block_size=512)
+    assert _kept_calls(kept) == sorted([*KEPT, "null0"])
+    unstarted_daemon.call("bdev_null_delete", name="null0")
+    assert _kept_calls(kept) == KEPT
+    assert unstarted_daemon.end() == 0
+
+    (folder / "elsewhere.raw").rename(folder / "base.raw")
+    unstarted_daemon.start("--persist", str(kept))
+    assert objects(unstarted_daemon) == EVERYTHING | OTHERS
+    assert unstarted_daemon.call("persist_get_unrestored") == []
+    assert "not restored" not in unstarted_daemon.log_text()
+
+
+def test_an_entry_that_failed_is_replaced_by_a_create_and_dropped_by_a_delete(
+    unstarted_daemon: Daemon, folder: Path
+) -> None:
+    kept = _fleet_with_a_lost_base(unstarted_daemon, folder)
+    with pytest.raises(RpcError, match="No such device"):
+        unstarted_daemon.call("bdev_null_delete", name="aio0")  # not of that kind
+    assert unstarted_daemon.call("nbd_delete_export", export_name="second") is True
+    with pytest.raises(RpcError):
+        unstarted_daemon.call("nbd_delete_export", export_name="second")
+    unstarted_daemon.create_aio("aio0", make_sparse(folder / "new.raw", METADATA_BYTES + MIB))
+    assert {one["name"] for one in unstarted_daemon.call("persist_get_unrestored")} == {"ubi0"}
+    assert unstarted_daemon.call("bdev_ubi_delete", name="ubi0") is True
+    assert [one["method"] for one in unstarted_daemon.call("persist_get_unrestored")] == ["nbd_create_export"]
+    assert unstarted_daemon.call("nbd_delete_export", export_name="ubi0") is True
+    assert _kept_calls(kept) == ["aio0", "aio1", "ubi1", "ubi1"]
+    unstarted_daemon.kill()
+    unstarted_daemon.start("--persist", str(kept))
+    assert objects(unstarted_daemon) == {"aio0", *OTHERS}
+    (bdev,) = (bdev for bdev in unstarted_daemon.bdevs() if bdev["name"] == "aio0")
+    assert bdev["driver_specific"]["aio"]["filename"] == str(folder / "new.raw")
+
+
+def test_a_configuration_that_fails_stops_the_start_as_in_spdk(unstarted_daemon: Daemon, folder: Path) -> None:
+    calls = _disks(folder)
+    (folder / "base.raw").unlink()
+    arguments = ["--persist", str(folder / "kept.json"), "--json", write_config(folder / "conf.json", *calls[:1])]
+    unstarted_daemon.launch(*arguments)
+    assert unstarted_daemon.wait() == 234
+    assert not (folder / "kept.json").exists()
 
 
 def test_a_socket_that_was_never_served_is_not_there(unstarted_daemon: Daemon, folder: Path) -> None:

@@ -47,7 +47,7 @@ RUNTIME = [
     *("bdev_aio_rescan", "bdev_null_resize"),
     *(f"bdev_{kind}_{verb}" for kind in ("aio", "malloc", "null", "ubi") for verb in ("create", "delete")),
     "bdev_nvme_set_hotplug",
-    "bdev_ubi_get_status",
+    *("bdev_ubi_get_status", "persist_get_unrestored"),
     "nbd_create_export",
     "nbd_delete_export",
     "nbd_get_exports",

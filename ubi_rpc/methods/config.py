@@ -81,6 +81,20 @@ async def framework_get_config(services: Services, params: GetConfigParams) -> l
     return subsystem_config(params.name, registry.bdevs(), registry.all_exports(), options)
 
 
+async def persist_get_unrestored(services: Services, _params: NoParams) -> list[dict[str, object]]:
+    """Return the entries of the --persist file that could not be applied at the start and are kept for the next."""
+    await services.lifecycle.settle()
+    return [
+        {
+            "subsystem": one.subsystem,
+            "method": one.method,
+            "name": None if one.key is None else one.key[1],
+            "reason": one.reason,
+        }
+        for one in services.lifecycle.unrestored()
+    ]
+
+
 METHODS = (
     Method(
         name="framework_get_subsystems",
@@ -94,4 +108,5 @@ METHODS = (
         handler=framework_get_config,
         decode_error=(-32602, "Invalid arguments"),
     ),
+    Method(name="persist_get_unrestored", params=NoParams, handler=persist_get_unrestored),
 )

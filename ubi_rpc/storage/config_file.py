@@ -31,8 +31,14 @@ CREATIONS_AT_ONCE = 16
 """Creations of a file that are under way at once; each waits for storage most of its time."""
 
 _CREATION = re.compile(r"^bdev_\w+_create$|_create_export$")
+_OBJECT = re.compile(r"^bdev_\w+_create$|_create_export$|^vhost_create_\w+_controller$")
 
 _log = logging.getLogger(__name__)
+
+
+def makes_object(method: str) -> bool:
+    """Say whether a method makes a bdev or an export."""
+    return _OBJECT.search(method) is not None
 
 
 class ConfigError(Exception):
@@ -54,11 +60,13 @@ class CallFailedError(Exception):
     Args:
         message: that.
         parameter: the path of the one at fault, "" where none is named.
+        stopping: nothing is wrong with it; the daemon is about to end.
     """
 
-    def __init__(self, message: str, parameter: str = "") -> None:
+    def __init__(self, message: str, parameter: str = "", *, stopping: bool = False) -> None:
         super().__init__(message)
         self.parameter = parameter
+        self.stopping = stopping
 
 
 class Source(Protocol):
@@ -87,6 +95,7 @@ class Entry:
     """One call.
 
     Args:
+        subsystem: where it stands.
         method: its method.
         params: as parsed; None when absent.
         source: the file.
@@ -94,6 +103,7 @@ class Entry:
         what: subsystem, index and method, for messages.
     """
 
+    subsystem: str
     method: str
     params: object
     source: Source
@@ -127,6 +137,9 @@ class Step:
 Call = Callable[[str, object], Awaitable[object]]
 """Makes one call by method and params; raises `CallFailedError`."""
 
+Failed = Callable[[Entry, str], None]
+"""Told of a call that failed and why, beginning with where it stands; returns to go on."""
+
 
 class ConfigReader:
     """Turns a file into steps.
@@ -135,12 +148,16 @@ class ConfigReader:
         source: the file.
         methods: for each known method whether it may be called before the subsystems are up.
         ignore_errors: drop what is unknown instead of refusing the file.
+        failed: told of unknown methods, which are left out then; the same as `apply`'s.
     """
 
-    def __init__(self, source: Source, methods: Mapping[str, bool], *, ignore_errors: bool) -> None:
+    def __init__(
+        self, source: Source, methods: Mapping[str, bool], *, ignore_errors: bool, failed: Failed | None = None
+    ) -> None:
         self._source = source
         self._methods = methods
         self._ignore_errors = ignore_errors
+        self._failed = failed
         self.doubts: list[str] = []
         """What is allowed and probably a mistake."""
 
@@ -192,6 +209,9 @@ class ConfigReader:
                 self.doubts += [f"{entry.where}: {skipped}"] if hint else []
                 return None
             hint = did_you_mean(entry.method, self._methods)
+            if self._failed is not None:
+                self._failed(entry, f"{entry.where}: method does not exist{hint}")
+                continue
             if not self._ignore_errors:
                 raise ConfigError(f"{entry.where}: method does not exist{hint}", EXIT_UNKNOWN_METHOD)
             _log.error("config=%s method does not exist; skipped", entry.where)
@@ -211,7 +231,7 @@ class ConfigReader:
         if params is None:
             raise self._fault(found, f"subsystem {subsystem!r}, entry {index} ({method}): params is null; leave it out")
         what = f"subsystem {subsystem!r}, entry {index} ({method})"
-        return Entry(method, found.get("params"), self._source, found, what)
+        return Entry(subsystem, method, found.get("params"), self._source, found, what)
 
     def _object(self, value: object, parent: object, what: str) -> dict[str, object]:
         if not isinstance(value, dict):
@@ -228,7 +248,9 @@ class ConfigReader:
         return ConfigError(f"{self._where(value)}: {message}")
 
 
-async def apply(steps: list[Step], call: Call, *, startup: bool, ignore_errors: bool) -> None:
+async def apply(
+    steps: list[Step], call: Call, *, startup: bool, ignore_errors: bool, failed: Failed | None = None
+) -> None:
     """Make the calls of one of the two passes, in file order.
 
     Creations overlap, some at a time: they keep the order of the file where they have an object in common.
@@ -238,44 +260,61 @@ async def apply(steps: list[Step], call: Call, *, startup: bool, ignore_errors: 
         call: makes one call.
         startup: the pass before the subsystems are up, or the one after.
         ignore_errors: log a call that fails and go on.
+        failed: told of calls that fail, whatever `ignore_errors` says.
 
     Raises:
-        ConfigError: a call failed; the later ones were not made, a few that had started excepted.
+        ConfigError: a call failed, and nobody was there to be told, or the daemon is stopping; the later ones were not
+            made, a few that had started excepted.
     """
-    under_way: deque[asyncio.Task[list[str]]] = deque()
+    if failed is None:
+        failed = _skip if ignore_errors else _refuse
+    under_way: deque[asyncio.Task[list[_Failure]]] = deque()
     try:
         for step in steps:
             if step.startup != startup:
                 continue
             most = CREATIONS_AT_ONCE if step.creates else 1
             while len(under_way) >= most:
-                _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+                _judge(await under_way.popleft(), failed)
             under_way.append(asyncio.get_running_loop().create_task(_make(step, call)))
             if not step.creates:
-                _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+                _judge(await under_way.popleft(), failed)
         while under_way:
-            _judge(await under_way.popleft(), ignore_errors=ignore_errors)
+            _judge(await under_way.popleft(), failed)
     finally:
         if under_way:
             await asyncio.wait(under_way)
 
 
-async def _make(step: Step, call: Call) -> list[str]:
-    """Make the calls of a step and return why some failed."""
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    entry: Entry
+    reason: str
+    stopping: bool
+
+
+async def _make(step: Step, call: Call) -> list[_Failure]:
+    """Make the calls of a step and return which failed, and why."""
     failures = await asyncio.gather(*(_call_one(entry, call) for entry in step.entries))
     return [failure for failure in failures if failure is not None]
 
 
-def _judge(failures: list[str], *, ignore_errors: bool) -> None:
+def _judge(failures: list[_Failure], failed: Failed) -> None:
     for failure in failures:
-        if not ignore_errors:
-            raise ConfigError(failure)
-        _log.error("config=%s; skipped", failure)
+        (_refuse if failure.stopping else failed)(failure.entry, failure.reason)
 
 
-async def _call_one(entry: Entry, call: Call) -> str | None:
+def _refuse(_entry: Entry, reason: str) -> None:
+    raise ConfigError(reason)
+
+
+def _skip(_entry: Entry, reason: str) -> None:
+    _log.error("config=%s; skipped", reason)
+
+
+async def _call_one(entry: Entry, call: Call) -> _Failure | None:
     try:
         await call(entry.method, entry.params)
     except CallFailedError as error:
-        return f"{entry.where_is(error.parameter)}: {error}"
+        return _Failure(entry, f"{entry.where_is(error.parameter)}: {error}", error.stopping)
     return None

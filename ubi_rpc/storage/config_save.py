@@ -9,7 +9,7 @@ spdk_bdev_subsystem_config_json (bdev_set_options first, bdev_wait_for_examine l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from ubi_rpc.storage.entries import BdevEntry, ExportEntry
@@ -32,24 +32,52 @@ OptionEntries = Callable[[str], list[Entry]]
 
 
 def subsystem_config(
-    name: str, bdevs: Iterable[BdevEntry], exports: Iterable[ExportEntry], options: OptionEntries
+    name: str,
+    bdevs: Iterable[BdevEntry],
+    exports: Iterable[ExportEntry],
+    options: OptionEntries,
+    more: Iterable[Entry] = (),
 ) -> list[Entry]:
-    """Return the entries of one of `SUBSYSTEMS`; bdevs come with those that they stand on before them."""
+    """Return the entries of one of `SUBSYSTEMS`; bdevs come with those that they stand on before them.
+
+    Args:
+        name: the subsystem.
+        bdevs: those that there are, and `exports` likewise.
+        exports: see `bdevs`.
+        options: gives the entries of a subsystem's options.
+        more: what comes after those that there are, and may stand on them.
+    """
     entries = options(name)
     if name == "bdev":
         entries += [saved_bdev(entry) for entry in bdevs]
+        entries += more
         entries.append({"method": "bdev_wait_for_examine"})
     for export in exports:
         if export.frontend.subsystem == name:
             entries += saved_export(export)
+    if name != "bdev":
+        entries += more
     return entries
 
 
-def document(bdevs: Iterable[BdevEntry], exports: Iterable[ExportEntry], options: OptionEntries) -> dict[str, object]:
-    """Return a whole configuration, as `--json` reads it."""
-    bdevs, exports = list(bdevs), list(exports)
-    config = {name: subsystem_config(name, bdevs, exports, options) for name in SUBSYSTEMS}
+def document(
+    bdevs: Iterable[BdevEntry],
+    exports: Iterable[ExportEntry],
+    options: OptionEntries,
+    more: Mapping[str, list[Entry]] | None = None,
+) -> dict[str, object]:
+    """Return a whole configuration, as `--json` reads it; `more` has further entries by subsystem."""
+    bdevs, exports, more = list(bdevs), list(exports), {} if more is None else more
+    names = [*SUBSYSTEMS, *(name for name in more if name not in SUBSYSTEMS)]
+    config = {
+        name: subsystem_config(name, bdevs, exports, options if name in SUBSYSTEMS else _no_options, more.get(name, ()))
+        for name in names
+    }
     return {"subsystems": [{"subsystem": name, "config": entries} for name, entries in config.items()]}
+
+
+def _no_options(_subsystem: str) -> list[Entry]:
+    return []
 
 
 def saved_bdev(entry: BdevEntry) -> Entry:

@@ -28,6 +28,7 @@ from ubi_rpc.storage.entries import BdevEntry, ExportEntry, ObjectState
 from ubi_rpc.storage.events import Events
 from ubi_rpc.storage.registry import Registry
 from ubi_rpc.storage.turns import Key, Turns
+from ubi_rpc.storage.unrestored import ObjectKey, Unrestored
 
 SETTLE_LIMIT_S = 0.5
 """How long a question waits for the creations and deletions that were asked for before it."""
@@ -120,12 +121,22 @@ class Lifecycle:
     async def delete_bdev(self, kind: BdevKind[Any, Any], name: str) -> None:
         """Delete a bdev with everything that stands on it, top first, exports before the bdev that they serve.
 
+        One that is kept for the next start, since it could not be restored at this one, is forgotten.
+
         Raises:
             UbiError: not_found for no such bdev of this kind; as `ConfigKeeper.change`, and nothing was deleted. Any
                 other error was met while closing: the objects are gone all the same, but the last writes of one may not
                 be durable.
         """
-        await self._turns.run(lambda: self.registry.keys_of_stack(name), lambda: self._delete_bdev(kind, name))
+
+        async def act() -> None:
+            try:
+                await self._delete_bdev(kind, name)
+            except UbiError as error:
+                if not await self._forget_unrestored(error, ("bdev", name), f"bdev_{kind.name}_create"):
+                    raise
+
+        await self._turns.run(lambda: self.registry.keys_of_stack(name), act)
 
     async def _delete_bdev(self, kind: BdevKind[Any, Any], name: str, *, forget: bool = True) -> None:
         """Delete; `forget`: for good, not just until the daemon starts again."""
@@ -215,12 +226,19 @@ class Lifecycle:
     async def delete_export(self, frontend: Frontend[Any], name: str) -> None:
         """Take an export away: new clients are refused, what is in flight is finished, connections end.
 
+        One that is kept for the next start, since it could not be restored at this one, is forgotten.
+
         Raises:
             UbiError: not_found; as `ConfigKeeper.change`, and nothing was deleted.
         """
 
         async def act() -> None:
-            export = self.registry.find_export(frontend, name)
+            try:
+                export = self.registry.find_export(frontend, name)
+            except UbiError as error:
+                if not await self._forget_unrestored(error, (frontend.name, name)):
+                    raise
+                return
             await self._keep(removed=[export])
             await self._close_export(export)
 
@@ -277,6 +295,18 @@ class Lifecycle:
     async def _stop_stack(self, entry: BdevEntry) -> None:
         keys = functools.partial(self.registry.keys_of_stack, entry.name)
         await self._turns.run(keys, lambda: self._delete_bdev(entry.kind, entry.name, forget=False))
+
+    def unrestored(self) -> list[Unrestored]:
+        """Return the entries of the kept file that could not be applied and still are in it."""
+        return [] if self._keeper is None else self._keeper.unrestored.all()
+
+    async def _forget_unrestored(self, error: UbiError, key: ObjectKey, method: str | None = None) -> bool:
+        """After an object was not found: take the entries that should have made it out of the file, if any."""
+        found = [] if self._keeper is None else self._keeper.unrestored.find(key, method)
+        if self._keeper is None or error.kind is not ErrorKind.NOT_FOUND or not found:
+            return False
+        await self._keeper.change(dropped=found)
+        return True
 
     async def _keep(self, *, added: Iterable[Kept] = (), removed: Iterable[Kept] = ()) -> None:
         if self._keeper is not None:
