@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import struct
 import threading
@@ -22,6 +23,8 @@ from tests.support.waiting import until
 pytestmark = [pytest.mark.timeout(60), pytest.mark.needs_fuse]
 
 IMAGE_BYTES = 4 * MIB
+SPARE = struct.pack("<QQQQQ", 0, 1 << 34, 4096, 1 << 51, 0)
+"""A slot of memory that no request uses."""
 
 
 @dataclass(slots=True)
@@ -63,6 +66,7 @@ def held(fresh_daemon: Daemon, folder: Path) -> Iterator[Held]:
         gate = image.hold(0, 65536)
         client, queue = VhostClient.ready(folder / "vh0")
         with client:
+            client.set(vhost.ADD_MEM_REG, SPARE, [client.memory])
             queue.request(vhost.IN, 0, read_bytes=4096)
             gate.wait_reached()
             yield Held(fresh_daemon, image, gate, client, queue)
@@ -88,14 +92,31 @@ def test_get_vring_base_waits(held: Held) -> None:
     assert held.queue.status() == vhost.OK
 
 
-@pytest.mark.parametrize("how", ["table", "slot", "disable", "reset", "status"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        *("table", "slot", "slot-gone", "features", "in-flight"),
+        *("num", "base", "addresses", "kick", "disable", "reset", "status"),
+    ],
+)
 def test_what_changes_under_a_ring_waits(held: Held, how: str) -> None:
     client = held.client
+    inflight, description = client.get_inflight(1, 64)
     acts: dict[str, Callable[[], object]] = {
         "table": lambda: client.share_memory(2),
         "slot": lambda: client.set(
             vhost.ADD_MEM_REG, struct.pack("<QQQQQ", 0, 1 << 33, 4096, 1 << 50, 0), [client.memory]
         ),
+        "slot-gone": lambda: client.set(vhost.REM_MEM_REG, SPARE),
+        "features": lambda: client.set(
+            vhost.SET_FEATURES,
+            struct.pack("<Q", client.ask_u64(vhost.GET_FEATURES) & ~vhost.LOG_ALL & ~vhost.INDIRECT),
+        ),
+        "num": lambda: client.set(vhost.SET_VRING_NUM, struct.pack("<II", 0, 64)),
+        "base": lambda: client.set(vhost.SET_VRING_BASE, struct.pack("<II", 0, 1)),
+        "addresses": lambda: client.set(vhost.SET_VRING_ADDR, client.addresses(held.queue)),
+        "kick": lambda: client.set(vhost.SET_VRING_KICK, struct.pack("<Q", 0), [held.queue.kick]),
+        "in-flight": lambda: client.set(vhost.SET_INFLIGHT_FD, description, [inflight]),
         "disable": lambda: client.set(vhost.SET_VRING_ENABLE, struct.pack("<II", 0, 0)),
         "reset": lambda: client.set(vhost.RESET_DEVICE),
         "status": lambda: client.set(vhost.SET_STATUS, struct.pack("<Q", 0)),
@@ -103,6 +124,7 @@ def test_what_changes_under_a_ring_waits(held: Held, how: str) -> None:
     held.release(held.is_held_up(acts[how]))
     assert held.queue.status() == vhost.OK
     assert held.queue.data(4096) == held.image.data[:4096]
+    os.close(inflight)
 
 
 def test_deleting_the_controller_waits(held: Held) -> None:

@@ -1,12 +1,17 @@
-"""Hostile frontends and guests: every case ends in an error and a living daemon that serves the next machine."""
+"""Hostile frontends and guests: every case ends in an error and a living daemon that serves everybody else.
+
+Everybody else: the rings of machines that were there before, on the same controller and on another, the other ring of
+the machine itself where that has not lost its session, and the next machine.
+"""
 
 from __future__ import annotations
 
 import os
 import select
+import socket
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +26,7 @@ from tests.support.vhost_client import (
     INDIRECT_FLAG,
     MEMORY_BYTES,
     NEXT,
+    QUEUE_BYTES,
     USER_BASE,
     WRITE,
     Queue,
@@ -44,15 +50,20 @@ def disk(daemon: Daemon, folder: Path) -> Path:
 
 @pytest.fixture
 def living(daemon: Daemon, disk: Path) -> Iterator[Path]:
-    """Return the socket; afterwards another machine, which was there before, and a new one must be served."""
+    """Return the socket; afterwards the bystanders and a new machine must be served."""
+    daemon.call("vhost_create_blk_controller", ctrlr="vh1", dev_name="m0")
     before, queue = VhostClient.ready(disk)
-    with before:
+    elsewhere, other = VhostClient.ready(daemon.folder / "vh1")
+    with before, elsewhere:
+        queues = [queue, before.start_queue(1), other]
         yield disk
-        assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
+        for one in queues:
+            assert one.run(vhost.IN, 0, read_bytes=512) == vhost.OK
         after, fresh = VhostClient.ready(disk)
         with after:
             assert fresh.run(vhost.OUT, 1, b"a" * 512) == vhost.OK
     assert daemon.process.poll() is None
+    assert daemon.call("vhost_get_controllers", name="vh1")[0]["backend_specific"]["block"]["bdev"] == "m0"
 
 
 PAIR = struct.Struct("<II").pack
@@ -156,6 +167,25 @@ MESSAGES: dict[str, tuple[int, bytes, int | str]] = {
     "in-flight state at a wild offset": (vhost.SET_INFLIGHT_FD, inflight(1 << 20, U64 - 7, 1, 64), M),
     "in-flight state without a file": (vhost.SET_INFLIGHT_FD, inflight(1 << 20, 0, 1, 64), 0),
     "in-flight state too small for the ring": (vhost.SET_INFLIGHT_FD, inflight(1 << 20, 0, 1, 8), M),
+    "a region of a file that is only read": (vhost.SET_MEM_TABLE, table(region()), "read-only"),
+    "a region of a folder": (vhost.SET_MEM_TABLE, table(region()), "folder"),
+    "a region of a pipe": (vhost.SET_MEM_TABLE, table(region()), "pipe"),
+    "a region of a socket": (vhost.SET_MEM_TABLE, table(region()), "socket"),
+    "a region of a device": (vhost.SET_MEM_TABLE, table(region()), "zero"),
+    "regions that overlap": (vhost.SET_MEM_TABLE, table(region(), region(GUEST_BASE + 4095)), "two"),
+    "regions that overlap in the frontend": (vhost.SET_MEM_TABLE, table(region(), region(1 << 40)), "two"),
+    "kick that is a pipe": (vhost.SET_VRING_KICK, struct.pack("<Q", 0), "pipe"),
+    "kick that is a socket": (vhost.SET_VRING_KICK, struct.pack("<Q", 0), "socket"),
+    "kick that is a folder": (vhost.SET_VRING_KICK, struct.pack("<Q", 0), "folder"),
+    "kick that is a device": (vhost.SET_VRING_KICK, struct.pack("<Q", 0), "zero"),
+    "call that is a socket": (vhost.SET_VRING_CALL, struct.pack("<Q", 0), "socket"),
+    "call that is a device": (vhost.SET_VRING_CALL, struct.pack("<Q", 0), "zero"),
+    "error that is a pipe": (vhost.SET_VRING_ERR, struct.pack("<Q", 0), "pipe"),
+    "log of a socket": (vhost.SET_LOG_BASE, struct.pack("<QQ", 4096, 0), "socket"),
+    "log of no bytes": (vhost.SET_LOG_BASE, struct.pack("<QQ", 0, 0), M),
+    "in-flight state in a pipe": (vhost.SET_INFLIGHT_FD, inflight(1 << 20, 0, 1, 64), "pipe"),
+    "in-flight state that is not aligned": (vhost.SET_INFLIGHT_FD, inflight(1 << 20, 4, 1, 64), M),
+    "reset with payload": (vhost.RESET_DEVICE, bytes(8), 0),
     "status beyond a byte": (vhost.SET_STATUS, struct.pack("<Q", 256), 0),
 }
 
@@ -164,12 +194,42 @@ MESSAGES: dict[str, tuple[int, bytes, int | str]] = {
 def test_a_wrong_message_is_refused(living: Path, name: str) -> None:
     request, payload, fds = MESSAGES[name]
     client, _ = VhostClient.ready(living)
+    with client, ExitStack() as opened:
+        assert client.refused(request, payload, _descriptors(client, fds, opened))
+
+
+def _descriptors(client: VhostClient, what: int | str, opened: ExitStack) -> list[int]:
+    """Return what a message brings: so many eventfds, or what is named."""
+    if isinstance(what, int):
+        made = [os.eventfd(0, os.EFD_CLOEXEC) for _ in range(what)]
+    elif what in {M, "two"}:
+        return [client.memory] * (1 if what == M else 2)
+    elif what == "read-only":
+        made = [os.open(f"/proc/self/fd/{client.memory}", os.O_RDONLY | os.O_CLOEXEC)]
+    elif what == "pipe":
+        made = list(os.pipe())
+    elif what == "socket":
+        made = [one.detach() for one in socket.socketpair()]
+    else:
+        made = [os.open({"folder": "/", "zero": "/dev/zero"}[what], os.O_RDONLY | os.O_CLOEXEC)]
+    for fd in made:
+        opened.callback(os.close, fd)
+    return made if isinstance(what, int) else made[:1]
+
+
+@pytest.mark.parametrize(
+    ("queues", "queue_size", "fds"), [(0, 64, 0), (1, 0, 0), (129, 64, 0), (65535, 65535, 0), (1, 32769, 0), (1, 64, 1)]
+)
+def test_in_flight_state_that_cannot_be_made_is_answered_by_none(
+    living: Path, queues: int, queue_size: int, fds: int
+) -> None:
+    """A size of 0 and no descriptor. Source: libvhost-user, vu_get_inflight_fd; QEMU goes on without."""
+    client, queue = VhostClient.ready(living)
     with client:
-        events = [os.eventfd(0, os.EFD_CLOEXEC) for _ in range(fds if isinstance(fds, int) else 0)]
-        given = [client.memory] if isinstance(fds, str) else events
-        assert client.refused(request, payload, given)
-        for event in events:
-            os.close(event)
+        client.send(vhost.GET_INFLIGHT_FD, inflight(0, 0, queues, queue_size), [client.memory] * fds)
+        answered, payload, received = client.receive()
+        assert (answered, payload, received) == (vhost.GET_INFLIGHT_FD, bytes(24), [])
+        assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
 
 
 HEADERS = {
@@ -310,6 +370,88 @@ def test_a_broken_ring_stops_alone_and_can_be_set_up_again(living: Path, name: s
         queue.next_available = queue.seen = 0
         client.restart_queue(queue, 0)
         assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
+
+
+ANSWERED: dict[str, tuple[int, list[tuple[int, int, int]]]] = {
+    "a header that is to be written": (vhost.IN, [(HEADER, 16, WRITE), (DATA_AT, 512, WRITE), (STATUS_AT, 1, WRITE)]),
+    "a header of 15 bytes": (vhost.IN, [(HEADER, 15, 0), (STATUS_AT, 1, WRITE)]),
+    "a header of one byte": (vhost.IN, [(HEADER, 1, 0), (STATUS_AT, 1, WRITE)]),
+    "a read into what is only read": (vhost.IN, [(HEADER, 16, 0), (DATA_AT, 512, 0), (STATUS_AT, 1, WRITE)]),
+    "a write from what is only written": (vhost.OUT, [(HEADER, 16, 0), (DATA_AT, 512, WRITE), (STATUS_AT, 1, WRITE)]),
+    "a read of nothing": (vhost.IN, [(HEADER, 16, 0), (STATUS_AT, 1, WRITE)]),
+    "a write of nothing": (vhost.OUT, [(HEADER, 16, 0), (STATUS_AT, 1, WRITE)]),
+    "a read of 511 bytes": (vhost.IN, [(HEADER, 16, 0), (DATA_AT, 511, WRITE), (STATUS_AT, 1, WRITE)]),
+    "a write of 513 bytes": (vhost.OUT, [(HEADER, 16, 0), (DATA_AT, 513, 0), (STATUS_AT, 1, WRITE)]),
+    "ranges that are to be written": (
+        vhost.T_DISCARD,
+        [(HEADER, 16, 0), (DATA_AT, 16, WRITE), (STATUS_AT, 1, WRITE)],
+    ),
+    "no ranges": (vhost.T_WRITE_ZEROES, [(HEADER, 16, 0), (STATUS_AT, 1, WRITE)]),
+    "half a range": (vhost.T_WRITE_ZEROES, [(HEADER, 16, 0), (DATA_AT, 8, 0), (STATUS_AT, 1, WRITE)]),
+    "a name that does not fit": (vhost.GET_ID, [(HEADER, 16, 0), (DATA_AT, 19, WRITE), (STATUS_AT, 1, WRITE)]),
+    "a name that is only read": (vhost.GET_ID, [(HEADER, 16, 0), (DATA_AT, 20, 0), (STATUS_AT, 1, WRITE)]),
+    "a read of more than all memory": (
+        vhost.IN,
+        [(HEADER, 16, 0), *[(GUEST_BASE + (1 << 20), 7 << 20, WRITE)] * 20, (STATUS_AT, 1, WRITE)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_a_request_in_the_wrong_direction_or_size_is_answered_with_an_error(living: Path, name: str) -> None:
+    """The chain keeps to the rules of rings, so its status byte, the last that may be written, says what is wrong."""
+    kind, pieces = ANSWERED[name]
+    client, queue = VhostClient.ready(living)
+    with client:
+        client.write(DATA, struct.pack("<IIQ", kind, 0, 0) + b"\xff")
+        for index, (address, length, flags) in enumerate(pieces):
+            last = index == len(pieces) - 1
+            queue.describe(index, address, length, flags | (0 if last else NEXT), 0 if last else index + 1)
+        queue.offer(0)
+        (done,) = queue.wait(1)
+        assert (done.head, client.read(DATA + 16, 1)) == (0, bytes([vhost.IOERR]))
+        assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
+
+
+OVERLAPS: dict[str, Callable[[Queue], int]] = {
+    "its descriptors": lambda queue: queue.descriptors,
+    "its available ring": lambda queue: queue.available,
+    "its used ring": lambda queue: queue.used,
+    "another ring": lambda queue: queue.used + QUEUE_BYTES,
+}
+
+
+@pytest.mark.parametrize("name", OVERLAPS)
+def test_a_guest_that_reads_over_its_own_rings_harms_itself(living: Path, name: str) -> None:
+    with VhostClient(living) as client:
+        client.negotiate()
+        client.share_memory()
+        queue, _ = client.start_queue(0), client.start_queue(1)
+        place = OVERLAPS[name](queue)
+        for _ in range(3):
+            queue.describe(0, HEADER, 16, NEXT, 1)
+            queue.describe(1, GUEST_BASE + place, 4096, WRITE | NEXT, 2)
+            queue.describe(2, STATUS_AT, 1, WRITE)
+            client.write(DATA, struct.pack("<IIQ", vhost.IN, 0, 0))
+            queue.offer(0)
+            select.select([queue.call, queue.err], [], [], 0.1)
+        client.stop_queue(queue)
+
+
+def test_two_rings_in_the_same_place_harm_their_guest_alone(living: Path) -> None:
+    with VhostClient(living) as client:
+        client.negotiate()
+        client.share_memory()
+        queue, twin = client.start_queue(0), Queue(client, 1, 64)
+        client.queues.append(twin)
+        twin.descriptors, twin.available, twin.used = queue.descriptors, queue.available, queue.used
+        client.restart_queue(twin, 0)
+        for slot in range(8):
+            queue.request(vhost.IN, 0, read_bytes=512, slot=slot)
+            os.eventfd_write(twin.kick, 1)
+        select.select([queue.err, twin.err], [], [], 0.3)
+        client.stop_queue(queue)
+        client.stop_queue(twin)
 
 
 def test_a_call_descriptor_that_blocks_and_is_full_holds_nobody_up(living: Path) -> None:

@@ -53,6 +53,8 @@ pub struct Driver<'m> {
     pub kick: EventFd,
     pub call: EventFd,
     pub err: EventFd,
+    /// Which part of the data memory single requests use.
+    pub slot: u16,
     seen: u16,
 }
 
@@ -71,6 +73,7 @@ impl<'m> Driver<'m> {
             kick: event(),
             call: event(),
             err: event(),
+            slot: 0,
             seen: 0,
         }
     }
@@ -176,11 +179,11 @@ impl<'m> Driver<'m> {
 
     /// Carry out one request; its status and how many bytes the device wrote.
     pub fn run(&mut self, request: &Request<'_>) -> (u8, u32) {
-        self.offer(0, request);
+        self.offer(self.slot, request);
         self.kick.write(1).expect("kick");
         let done = self.wait(1);
-        assert_eq!((done.len(), done[0].0), (1, 0));
-        (self.status(0), done[0].1)
+        assert_eq!((done.len(), done[0].0), (1, self.slot));
+        (self.status(self.slot), done[0].1)
     }
 
     pub fn status(&self, slot: u16) -> u8 {
