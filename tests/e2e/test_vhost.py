@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import vhost_client as vhost
 from tests.support.daemon import Daemon
-from tests.support.images import MIB
+from tests.support.images import METADATA_BYTES, MIB
 from tests.support.vhost_client import GUEST_BASE, NEXT, VhostClient
 from tests.support.waiting import until
 
@@ -348,17 +348,82 @@ def test_deleting_a_controller_parts_with_its_machine(daemon: Daemon, disk: Path
     assert not disk.exists()
 
 
-def test_a_machine_that_shrinks_its_memory_loses_its_session_alone(daemon: Daemon, disk: Path) -> None:
+BASES = ["direct", "cached", "memory", "volume"]
+
+
+def disk_of(daemon: Daemon, folder: Path, kind: str) -> Path:
+    """Return the socket of a controller over one kind of bdev."""
+    base = folder / "disk.raw"
+    base.write_bytes(bytes(METADATA_BYTES + BYTES if kind == "volume" else BYTES))
+    if kind == "memory":
+        daemon.call("bdev_malloc_create", name="disk", num_blocks=SECTORS, block_size=512)
+        return controller(daemon, "disk")
+    name = "base" if kind == "volume" else "disk"
+    cache = "none" if kind == "direct" else "writeback"
+    daemon.call("bdev_aio_create", name=name, filename=str(base), block_size=512, cache=cache)
+    if kind == "volume":
+        image = folder / "image.raw"
+        image.write_bytes(os.urandom(MIB))
+        daemon.call("bdev_ubi_create", name="disk", base_bdev="base", image_path=str(image), stripe_size_kb=64)
+    return controller(daemon, "disk")
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("kind", BASES)
+def test_a_machine_that_shrinks_its_memory_loses_its_session_alone(
+    daemon: Daemon, folder: Path, kind: str, write: bool
+) -> None:
+    """Whoever meets the missing pages, we or the kernel: the request fails, its session ends, and nobody else's."""
+    disk = disk_of(daemon, folder, kind)
     other, other_queue = VhostClient.ready(disk)
     client, queue = VhostClient.ready(disk)
     with other, client:
+        assert queue.run(vhost.OUT, 0, b"x" * 65536) == vhost.OK
+        queue.describe(0, GUEST_BASE + vhost.DATA, 16, NEXT, 1)
+        queue.describe(1, GUEST_BASE + vhost.DATA + 0x1000, 65536, NEXT | (0 if write else vhost.WRITE), 2)
+        queue.describe(2, GUEST_BASE + vhost.DATA + 16, 1, vhost.WRITE)
+        client.write(vhost.DATA, struct.pack("<IIQB", vhost.OUT if write else vhost.IN, 0, 0, 0xFF))
         os.ftruncate(client.memory, vhost.DATA + 0x1000)
-        queue.request(vhost.IN, 0, read_bytes=65536)
+        queue.offer(0)
         ready, _, _ = select.select([client.socket], [], [], 10)
         assert ready
         assert client.socket.recv(1) == b""
+        # Who copies meets the missing pages itself, and has other memory in their place from then on.
+        assert queue.status() == (0xFF if kind == "memory" else vhost.IOERR)
         assert other_queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
+        if kind != "memory":
+            assert other_queue.data(512) == b"x" * 512
     until(lambda: "shrunk its memory" in daemon.log_text(), "the reason in the log")
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("shift", [0, 512, 1, 2047])
+def test_data_lie_anywhere_in_memory_and_in_any_pieces(daemon: Daemon, folder: Path, kind: str, shift: int) -> None:
+    """Read and written in place where the storage can do that, by way of a buffer where it cannot."""
+    client, queue = VhostClient.ready(disk_of(daemon, folder, kind))
+    pieces = [512, 4096, 1536, 8192, 100, 1948]
+    content = os.urandom(sum(pieces))
+    with client:
+        for turn in range(2):  # of a volume: missing stripes first, then present ones
+            for request, flags in ((vhost.OUT, 0), (vhost.IN, vhost.WRITE)):
+                place, places = vhost.DATA + 0x1000, []
+                for length in pieces:
+                    places.append((place + shift, length))
+                    place += 0x10000
+                chain = [(vhost.DATA, 16, 0), *((at, length, flags) for at, length in places), (vhost.DATA + 16, 1, 2)]
+                for index, (at, length, direction) in enumerate(chain):
+                    following = 0 if index == len(chain) - 1 else NEXT
+                    queue.describe(index, GUEST_BASE + at, length, direction | following, index + 1)
+                rest = content
+                for at, length in places:
+                    client.write(at, bytes(length) if flags else rest[:length])
+                    rest = rest[length:]
+                client.write(vhost.DATA, struct.pack("<IIQB", request, 0, 8 + 200 * turn, 0xFF))
+                queue.offer(0)
+                (done,) = queue.wait(1)
+                assert queue.status() == vhost.OK
+                assert done.written == 1 + (len(content) if flags else 0)
+            assert b"".join(client.read(at, length) for at, length in places) == content
 
 
 def test_the_next_daemon_goes_on_with_what_was_in_flight(unstarted_daemon: Daemon, folder: Path) -> None:

@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
-use super::stat::{self, LentReads, Op};
+use super::stat::{self, Began, LentReads, Op};
 use super::{BaseIdentity, Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
+use crate::sys::sg_list::SgList;
 use crate::sys::{clock, lock};
 
 /// Largest block size that any frontend can announce, bytes.
@@ -66,6 +67,8 @@ pub struct AioBdev {
     inline: bool,
     is_device: bool,
     memory_align: usize,
+    /// Of each piece of memory, bytes.
+    length_align: usize,
     stat: Arc<IoStat>,
     /// Milliseconds since `opened` until which writes do not go inline.
     inline_rest_until: AtomicU64,
@@ -123,6 +126,7 @@ impl AioBdev {
             in_memory,
             is_device: kind == Kind::BlockDevice,
             memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
+            length_align: align.map_or(1, |align| align.offset.max(1) as usize),
             stat: Arc::default(),
             inline_rest_until: AtomicU64::new(0),
             opened: Instant::now(),
@@ -151,6 +155,18 @@ impl AioBdev {
             }
             _ => false,
         }
+    }
+
+    /// Count a write that was tried in place. A short or failed one is repeated as a whole: the same place once more.
+    fn written_inline(&self, written: std::io::Result<usize>, len: usize, began: Began) -> Option<Result<()>> {
+        if written.ok()? != len {
+            return None;
+        }
+        let took = self.stat.done(Op::Write, len as u64, began, &Ok(()));
+        if !self.in_memory && took > self.inline_write_slow_ticks {
+            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
+        }
+        Some(Ok(()))
     }
 
     /// Make the range zero with the first of the kernel's ways that this file has.
@@ -223,16 +239,51 @@ impl Bdev for AioBdev {
             return None;
         }
         let began = stat::begin();
-        let written = self.file.pwrite(data, offset, false);
-        // A short or failed write is repeated as a whole: the same bytes in the same place.
-        if written.ok()? != data.len() {
+        self.written_inline(self.file.pwrite(data, offset, false), data.len(), began)
+    }
+
+    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+        if !self.inline {
             return None;
         }
-        let took = self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
-        if !self.in_memory && took > self.inline_write_slow_ticks {
-            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
+        let began = stat::begin();
+        if self.file.preadv(target, offset, !self.in_memory).ok()? != target.len() {
+            return None;
         }
+        self.stat.done(Op::Read, target.len() as u64, began, &Ok(()));
         Some(Ok(()))
+    }
+
+    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+        if !self.may_write_inline(source.len()) {
+            return None;
+        }
+        let began = stat::begin();
+        self.written_inline(self.file.pwritev(source, offset, false), source.len(), began)
+    }
+
+    fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
+        if !target.is_aligned(self.memory_align, self.length_align) {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let (began, len) = (stat::begin(), target.len() as u64);
+            let result = ops::read_sg(&self.file, offset, target).await;
+            self.stat.done(Op::Read, len, began, &result);
+            result
+        }))
+    }
+
+    fn write_sg(&self, offset: u64, source: SgList, fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
+        if !source.is_aligned(self.memory_align, self.length_align) {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let (began, len) = (stat::begin(), source.len() as u64);
+            let result = ops::write_sg(&self.file, offset, source, fua).await;
+            self.stat.done(Op::Write, len, began, &result);
+            result
+        }))
     }
 
     fn lend(&self, offset: u64, len: usize) -> Option<Lent> {

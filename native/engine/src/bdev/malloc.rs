@@ -5,6 +5,7 @@ use super::{Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::memory::SharedMemory;
+use crate::sys::sg_list::SgList;
 
 /// A RAM disk.
 pub struct MallocBdev {
@@ -73,6 +74,28 @@ impl Bdev for MallocBdev {
         self.memory.write(offset, data);
         self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
         Some(Ok(()))
+    }
+
+    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+        let began = stat::begin();
+        self.memory.read_sg(offset, target);
+        self.stat.done(Op::Read, target.len() as u64, began, &Ok(()));
+        Some(Ok(()))
+    }
+
+    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+        let began = stat::begin();
+        self.memory.write_sg(offset, source);
+        self.stat.done(Op::Write, source.len() as u64, began, &Ok(()));
+        Some(Ok(()))
+    }
+
+    fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
+        self.try_read_sg(offset, &target).map(|result| Box::pin(std::future::ready(result)) as _)
+    }
+
+    fn write_sg(&self, offset: u64, source: SgList, _fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
+        self.try_write_sg(offset, &source).map(|result| Box::pin(std::future::ready(result)) as _)
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {

@@ -22,6 +22,7 @@ use extent::{Extent, ExtentState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::StorageFile;
+use crate::sys::sg_list::SgList;
 pub use stat::IoStat;
 use stat::LentReads;
 
@@ -170,6 +171,29 @@ pub trait Bdev: Send + Sync {
 
     /// Write at once if that needs no waiting; None declines, and nothing was written then.
     fn try_write(&self, _offset: u64, _data: &[u8]) -> Option<Result<()>> {
+        None
+    }
+
+    /// Read into memory that others share, at once if that needs no waiting; None declines (the memory may hold
+    /// anything then).
+    fn try_read_sg(&self, _offset: u64, _target: &SgList) -> Option<Result<()>> {
+        None
+    }
+
+    /// Write from memory that others share, at once if that needs no waiting; None declines. What is written may be a
+    /// mix of what the memory held meanwhile, and if it is declined some of it may be written already.
+    fn try_write_sg(&self, _offset: u64, _source: &SgList) -> Option<Result<()>> {
+        None
+    }
+
+    /// Read into memory that others share, if no other buffer is needed for that; None declines, and nothing happened.
+    fn read_sg(&self, _offset: u64, _target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
+        None
+    }
+
+    /// Write from memory that others share, if its bytes are used once, in place and unseen; None declines, and nothing
+    /// happened. With `fua` it is durable on return.
+    fn write_sg(&self, _offset: u64, _source: SgList, _fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
         None
     }
 

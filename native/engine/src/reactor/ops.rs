@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, StorageFile};
 pub use crate::sys::op::{Completion, Op, run_blocking};
+use crate::sys::sg_list::SgList;
 
 /// Where a driver leaves a completion and finds whom to wake.
 #[derive(Default)]
@@ -111,6 +112,58 @@ pub async fn write_all(file: &Arc<StorageFile>, offset: u64, data: IoData, dsync
                 return Err(Error::new(ErrorKind::Io, message));
             }
             Ok(count) => done += count,
+            Err(error) if is_transient(&error) => {}
+            Err(error) => {
+                return Err(Error::from_io(format_args!("{}: write of {len} at {offset}", file.name()), &error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Read into all of `target` from `offset` on; a file that ends before is an error (INV-7).
+pub async fn read_sg(file: &Arc<StorageFile>, offset: u64, mut target: SgList) -> Result<()> {
+    let (len, mut position) = (target.len(), offset);
+    while !target.is_empty() {
+        let completion = submit(Op::ReadSg { file: Arc::clone(file), offset: position, target }).await;
+        let Op::ReadSg { target: returned, .. } = completion.op else { unreachable!("a driver returns the operation") };
+        target = returned;
+        match completion.result {
+            Ok(0) => {
+                let message = format!("{}: ends at {position}, read of {len} at {offset}", file.name());
+                return Err(Error::new(ErrorKind::Io, message));
+            }
+            Ok(count) => {
+                target.advance(count);
+                position += count as u64;
+            }
+            Err(error) if is_transient(&error) => {}
+            Err(error) => {
+                return Err(Error::from_io(format_args!("{}: read of {len} at {offset}", file.name()), &error));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Write all of `source` at `offset`.
+pub async fn write_sg(file: &Arc<StorageFile>, offset: u64, mut source: SgList, dsync: bool) -> Result<()> {
+    let (len, mut position) = (source.len(), offset);
+    while !source.is_empty() {
+        let completion = submit(Op::WriteSg { file: Arc::clone(file), offset: position, source, dsync }).await;
+        let Op::WriteSg { source: returned, .. } = completion.op else {
+            unreachable!("a driver returns the operation")
+        };
+        source = returned;
+        match completion.result {
+            Ok(0) => {
+                let message = format!("{}: write of {len} at {offset} makes no progress", file.name());
+                return Err(Error::new(ErrorKind::Io, message));
+            }
+            Ok(count) => {
+                source.advance(count);
+                position += count as u64;
+            }
             Err(error) if is_transient(&error) => {}
             Err(error) => {
                 return Err(Error::from_io(format_args!("{}: write of {len} at {offset}", file.name()), &error));

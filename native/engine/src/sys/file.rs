@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::sg_list::SgList;
+
 /// How a descriptor is opened.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct OpenOptions {
@@ -275,6 +277,24 @@ impl StorageFile {
         let iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
         // SAFETY: the iovec describes a live, exclusive slice.
         let result = unsafe { libc::preadv2(self.raw_fd(), &raw const iov, 1, offset.cast_signed(), libc::RWF_NOWAIT) };
+        check(result as libc::c_long)
+    }
+
+    /// preadv2(2) into memory that others share, with `nowait` only what is in the page cache; may read less.
+    pub fn preadv(&self, target: &SgList, offset: u64, nowait: bool) -> io::Result<usize> {
+        let (iovecs, flags) = (target.iovecs(), if nowait { libc::RWF_NOWAIT } else { 0 });
+        let (first, count) = (iovecs.as_ptr(), iovecs.len() as libc::c_int);
+        // SAFETY: the iovecs describe mappings that the list keeps and that nobody has references into.
+        let result = unsafe { libc::preadv2(self.raw_fd(), first, count, offset.cast_signed(), flags) };
+        check(result as libc::c_long)
+    }
+
+    /// pwritev2(2) from memory that others share, with RWF_DSYNC if asked for; may write less.
+    pub fn pwritev(&self, source: &SgList, offset: u64, dsync: bool) -> io::Result<usize> {
+        let (iovecs, flags) = (source.iovecs(), if dsync { libc::RWF_DSYNC } else { 0 });
+        let (first, count) = (iovecs.as_ptr(), iovecs.len() as libc::c_int);
+        // SAFETY: the iovecs describe mappings that the list keeps; the kernel only reads them.
+        let result = unsafe { libc::pwritev2(self.raw_fd(), first, count, offset.cast_signed(), flags) };
         check(result as libc::c_long)
     }
 

@@ -148,12 +148,17 @@ impl Mapping {
         TABLE[self.slot].broken.load(Ordering::Acquire)
     }
 
+    /// Note that the owner has shrunk its file: the kernel has met that where we have not.
+    pub fn mark_broken(&self) {
+        TABLE[self.slot].broken.store(true, Ordering::Release);
+    }
+
     /// A pointer to `len` bytes from `offset` on.
     ///
     /// # Panics
     /// When they leave the mapping; callers have checked what comes from outside.
     #[inline]
-    fn at(&self, offset: usize, len: usize) -> *mut u8 {
+    pub(super) fn at(&self, offset: usize, len: usize) -> *mut u8 {
         assert!(offset <= self.len && len <= self.len - offset, "an access leaves its mapping");
         // SAFETY: the offset lies within the mapping, asserted above.
         unsafe { self.base.as_ptr().add(self.skip + offset) }

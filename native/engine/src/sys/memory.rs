@@ -3,6 +3,8 @@
 use std::io;
 use std::ptr::NonNull;
 
+use super::sg_list::SgList;
+
 /// Zero-filled anonymous memory. Concurrent overlapping accesses give a mix of bytes, as on a disk.
 pub struct SharedMemory {
     ptr: NonNull<u8>,
@@ -47,6 +49,27 @@ impl SharedMemory {
         let target = self.at(offset, data.len());
         // SAFETY: `target` is valid for the length; `data` is no part of the region.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) }
+    }
+
+    /// Copy out into memory that others share. Panics when the range leaves the region.
+    pub fn read_sg(&self, offset: u64, target: &SgList) {
+        let mut source = self.at(offset, target.len());
+        for piece in target.iovecs() {
+            // SAFETY: `source` has as many bytes left as the pieces, which lie in mappings that the list keeps and which
+            // are no part of the region.
+            unsafe { std::ptr::copy_nonoverlapping(source, piece.iov_base.cast(), piece.iov_len) };
+            source = source.wrapping_add(piece.iov_len);
+        }
+    }
+
+    /// Copy in from memory that others share. Panics when the range leaves the region.
+    pub fn write_sg(&self, offset: u64, source: &SgList) {
+        let mut target = self.at(offset, source.len());
+        for piece in source.iovecs() {
+            // SAFETY: as above, the other way round.
+            unsafe { std::ptr::copy_nonoverlapping(piece.iov_base.cast(), target, piece.iov_len) };
+            target = target.wrapping_add(piece.iov_len);
+        }
     }
 
     /// Zero a range, giving whole pages back to the kernel.

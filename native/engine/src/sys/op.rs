@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::buf::{IoBuf, IoData};
 use super::file::{FallocateMode, StorageFile};
+use super::sg_list::SgList;
 
 /// One system call's worth of storage work.
 #[derive(Debug)]
@@ -21,6 +22,19 @@ pub enum Op {
         file: Arc<StorageFile>,
         offset: u64,
         data: IoData,
+        dsync: bool,
+    },
+    /// Read into memory that others share.
+    ReadSg {
+        file: Arc<StorageFile>,
+        offset: u64,
+        target: SgList,
+    },
+    /// Write from memory that others share; `dsync` is RWF_DSYNC.
+    WriteSg {
+        file: Arc<StorageFile>,
+        offset: u64,
+        source: SgList,
         dsync: bool,
     },
     /// fdatasync.
@@ -47,6 +61,8 @@ pub fn run_blocking(mut op: Op) -> Completion {
     let result = match &mut op {
         Op::Read { file, offset, buf, start } => file.pread(&mut buf[*start..], *offset),
         Op::Write { file, offset, data, dsync } => file.pwrite(data, *offset, *dsync),
+        Op::ReadSg { file, offset, target } => file.preadv(target, *offset, false),
+        Op::WriteSg { file, offset, source, dsync } => file.pwritev(source, *offset, *dsync),
         Op::Sync { file } => file.fdatasync().map(|()| 0),
         Op::Fallocate { file, mode, offset, len } => file.fallocate(*mode, *offset, *len).map(|()| 0),
     };

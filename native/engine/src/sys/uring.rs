@@ -119,6 +119,11 @@ impl<T> Ring<T> {
         !self.ring.submission().is_empty()
     }
 
+    /// Whether completions are there, or would be after entering the kernel.
+    pub fn has_completions(&mut self) -> bool {
+        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+    }
+
     /// Submit, and let finished work appear, without waiting.
     pub fn kick(&mut self) -> io::Result<()> {
         let pending = self.ring.submission().len();
@@ -197,9 +202,12 @@ fn is_retry(error: &io::Error) -> bool {
 /// wait in the submission itself, and with it the whole reactor (INV-4).
 fn entry_of(op: &mut Op) -> squeue::Entry {
     let remote = match op {
-        Op::Read { file, .. } | Op::Write { file, .. } | Op::Sync { file } | Op::Fallocate { file, .. } => {
-            file.is_remote()
-        }
+        Op::Read { file, .. }
+        | Op::Write { file, .. }
+        | Op::ReadSg { file, .. }
+        | Op::WriteSg { file, .. }
+        | Op::Sync { file }
+        | Op::Fallocate { file, .. } => file.is_remote(),
     };
     let flags = if remote { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
     plain_entry_of(op).flags(flags)
@@ -216,6 +224,30 @@ fn plain_entry_of(op: &mut Op) -> squeue::Entry {
             let len = u32::try_from(data.len()).unwrap_or(MAX_TRANSFER);
             let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
             opcode::Write::new(types::Fd(file.raw_fd()), data.as_ptr(), len).offset(*offset).rw_flags(flags).build()
+        }
+        Op::ReadSg { file, offset, target } => match *target.iovecs() {
+            [one] => {
+                let len = u32::try_from(one.iov_len).unwrap_or(MAX_TRANSFER);
+                opcode::Read::new(types::Fd(file.raw_fd()), one.iov_base.cast(), len).offset(*offset).build()
+            }
+            ref more => {
+                let (first, count) = (more.as_ptr(), more.len() as u32);
+                opcode::Readv::new(types::Fd(file.raw_fd()), first, count).offset(*offset).build()
+            }
+        },
+        Op::WriteSg { file, offset, source, dsync } => {
+            let flags = if *dsync { libc::RWF_DSYNC } else { 0 };
+            match *source.iovecs() {
+                [one] => {
+                    let len = u32::try_from(one.iov_len).unwrap_or(MAX_TRANSFER);
+                    let entry = opcode::Write::new(types::Fd(file.raw_fd()), one.iov_base.cast_const().cast(), len);
+                    entry.offset(*offset).rw_flags(flags).build()
+                }
+                ref more => {
+                    let entry = opcode::Writev::new(types::Fd(file.raw_fd()), more.as_ptr(), more.len() as u32);
+                    entry.offset(*offset).rw_flags(flags).build()
+                }
+            }
         }
         Op::Sync { file } => opcode::Fsync::new(types::Fd(file.raw_fd())).flags(types::FsyncFlags::DATASYNC).build(),
         Op::Fallocate { file, mode, offset, len } => {

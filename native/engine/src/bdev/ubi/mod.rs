@@ -52,6 +52,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
 use crate::image::Image;
 use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::sg_list::SgList;
 use change::Change;
 use host::{Host, Mapped};
 pub use status::UbiStatus;
@@ -232,6 +233,64 @@ impl Bdev for UbiBdev {
         let result = result?;
         volume.stat.done_at(Op::Write, len, began, ended, &result);
         Some(result)
+    }
+
+    #[inline]
+    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+        let len = target.len() as u64;
+        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
+            return None;
+        }
+        let (volume, began) = (&*self.volume, stat::begin());
+        let at = volume.geometry.on_base(offset);
+        let (result, ended) = stat::together(began, || volume.base.try_read_sg(at, target));
+        let result = result?;
+        volume.stat.done_at(Op::Read, len, began, ended, &result);
+        Some(result)
+    }
+
+    #[inline]
+    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+        let len = source.len() as u64;
+        if len == 0 || !self.is_known(offset, offset + len) {
+            return None;
+        }
+        let (volume, began) = (&*self.volume, stat::begin());
+        let at = volume.geometry.on_base(offset);
+        let (result, ended) = stat::together(began, || volume.base.try_write_sg(at, source));
+        let result = result?;
+        volume.stat.done_at(Op::Write, len, began, ended, &result);
+        Some(result)
+    }
+
+    fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
+        let (len, began) = (target.len() as u64, stat::begin());
+        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
+            return None;
+        }
+        let reading = self.volume.base.read_sg(self.volume.geometry.on_base(offset), target)?;
+        Some(Box::pin(async move {
+            let result = reading.await;
+            self.volume.stat.done(Op::Read, len, began, &result);
+            result
+        }))
+    }
+
+    /// A write of stripes that are all known to be on the base: nothing is fetched, merged or marked for it.
+    fn write_sg(&self, offset: u64, source: SgList, fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
+        let (len, began) = (source.len() as u64, stat::begin());
+        if len == 0 || !self.is_known(offset, offset + len) {
+            return None;
+        }
+        let writing = self.volume.base.write_sg(self.volume.geometry.on_base(offset), source, false)?;
+        Some(Box::pin(async move {
+            let mut result = writing.await;
+            if result.is_ok() && fua && !fault!(FuaIgnored) {
+                result = self.volume.flush_round().await;
+            }
+            self.volume.stat.done(Op::Write, len, began, &result);
+            result
+        }))
     }
 
     fn lend(&self, offset: u64, len: usize) -> Option<Lent> {

@@ -4,8 +4,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::proto::{MAX_REGIONS, RegionDescription};
+use super::ring::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::mapping::Mapping;
+use crate::sys::sg_list::SgList;
 
 /// One region, mapped.
 #[derive(Clone)]
@@ -81,6 +83,11 @@ impl GuestMemory {
         Ok(Self { regions: self.regions.iter().filter(|region| !is_it(region)).cloned().collect() })
     }
 
+    /// Note that a region's file was shrunk: the kernel could not move data from or to it (EFAULT).
+    pub fn mark_broken(&self) {
+        self.regions.iter().for_each(|region| region.mapping.mark_broken());
+    }
+
     /// A region's file was shrunk by its owner.
     pub fn is_broken(&self) -> bool {
         self.regions.iter().any(|region| region.mapping.is_broken())
@@ -132,6 +139,24 @@ impl GuestMemory {
             mapping.write(offset, &data[done..done + now]);
             done += now;
         })
+    }
+
+    /// The memory of some segments as storage takes it; None when it is not all memory, or in too many pieces.
+    #[inline]
+    pub fn pieces(&self, segments: &[Segment]) -> Option<SgList> {
+        let mut list = SgList::default();
+        for segment in segments {
+            let (mut address, mut left) = (segment.address, segment.len as usize);
+            while left > 0 {
+                let (region, offset, now) = self.part(address, left)?;
+                if !list.push(&region.mapping, offset, now) {
+                    return None;
+                }
+                left -= now;
+                address = address.checked_add(now as u64).or_else(|| (left == 0).then_some(0))?;
+            }
+        }
+        Some(list)
     }
 
     /// Contiguous memory by the frontend's own address.

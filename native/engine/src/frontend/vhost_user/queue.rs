@@ -21,7 +21,6 @@ use crate::events::Level;
 use crate::frontend::budget::{Account, Permit};
 use crate::reactor::sync::Promise;
 use crate::reactor::{Place, exec, io};
-use crate::sys::buf::IoBuf;
 use crate::sys::eventfd::EventFd;
 
 /// Requests that are taken before what is done is published.
@@ -256,12 +255,12 @@ impl Queue {
         self.device.in_flight.fetch_add(1, Ordering::Relaxed);
         match self.target().try_execute(&request) {
             Tried::Done(outcome) => self.finish(&request, outcome, permit),
-            Tried::Later(data) => exec::spawn(Rc::clone(self).execute(request, data, permit)),
+            Tried::Later => exec::spawn(Rc::clone(self).execute(request, permit)),
         }
     }
 
-    async fn execute(self: Rc<Self>, request: Request, data: Option<IoBuf>, permit: Permit) {
-        let outcome = self.target().execute(&request, data).await;
+    async fn execute(self: Rc<Self>, request: Request, permit: Permit) {
+        let outcome = self.target().execute(&request).await;
         self.finish(&request, outcome, permit);
         self.wake_publisher();
     }

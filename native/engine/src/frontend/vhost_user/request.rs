@@ -182,6 +182,11 @@ pub struct Outcome {
 impl Outcome {
     const OK: Self = Self { status: STATUS_OK, written: 0 };
 
+    /// All of a read's data were written.
+    fn full(request: &Request) -> Self {
+        Self { status: STATUS_OK, written: request.data_len as u32 }
+    }
+
     fn of(result: &Result<()>) -> Self {
         match result {
             Ok(()) => Self::OK,
@@ -199,8 +204,8 @@ impl Outcome {
 /// What became of a request that was tried in place.
 pub enum Tried {
     Done(Outcome),
-    /// It has to wait; with the data of a write, which was copied.
-    Later(Option<IoBuf>),
+    /// It has to wait.
+    Later,
 }
 
 /// What a request is carried out with.
@@ -241,7 +246,7 @@ impl Target<'_> {
             Command::Write { offset } => self.try_write(request, offset),
             Command::GetId => Ok(Tried::Done(self.get_id(request))),
             Command::Refused(status) => Ok(Tried::Done(Outcome { status, written: 0 })),
-            Command::Flush | Command::Discard | Command::WriteZeroes => Ok(Tried::Later(None)),
+            Command::Flush | Command::Discard | Command::WriteZeroes => Ok(Tried::Later),
         };
         tried.unwrap_or_else(|error| Tried::Done(Outcome::of(&Err(error))))
     }
@@ -249,32 +254,41 @@ impl Target<'_> {
     fn try_read(&self, request: &Request, offset: u64) -> Result<Tried> {
         self.check(offset, request.data_len)?;
         if request.data_len > INLINE_BYTES {
-            return Ok(Tried::Later(None));
+            return Ok(Tried::Later);
         }
-        let mut buf = IoBuf::new(request.data_len);
-        let Some(read) = self.bdev.try_read(offset, &mut buf) else { return Ok(Tried::Later(None)) };
-        read.and_then(|()| self.scatter(request, &buf))?;
-        Ok(Tried::Done(Outcome { status: STATUS_OK, written: request.data_len as u32 }))
+        let Some(target) = self.memory.pieces(&request.data) else { return Ok(Tried::Later) };
+        match self.bdev.try_read_sg(offset, &target) {
+            Some(read) => self.unless_gone(read).map(|()| Tried::Done(Outcome::full(request))),
+            None => Ok(Tried::Later),
+        }
     }
 
     fn try_write(&self, request: &Request, offset: u64) -> Result<Tried> {
         self.refuse_readonly()?;
         self.check(offset, request.data_len)?;
-        let buf = self.gather(request)?;
         if self.write_through || request.data_len > INLINE_BYTES {
-            return Ok(Tried::Later(Some(buf)));
+            return Ok(Tried::Later);
         }
-        match self.bdev.try_write(offset, &buf) {
-            Some(written) => written.map(|()| Tried::Done(Outcome::OK)),
-            None => Ok(Tried::Later(Some(buf))),
+        let Some(source) = self.memory.pieces(&request.data) else { return Ok(Tried::Later) };
+        match self.bdev.try_write_sg(offset, &source) {
+            Some(written) => self.unless_gone(written).map(|()| Tried::Done(Outcome::OK)),
+            None => Ok(Tried::Later),
         }
     }
 
-    /// Carry out anything; `data` is what `try_execute` has copied already.
-    pub async fn execute(&self, request: &Request, data: Option<IoBuf>) -> Outcome {
+    /// What was moved is worth nothing when its memory was taken away meanwhile, which the kernel calls EFAULT.
+    fn unless_gone(&self, result: Result<()>) -> Result<()> {
+        if result.as_ref().is_err_and(|error| error.errno() == libc::EFAULT) {
+            self.memory.mark_broken();
+        }
+        if self.memory.is_broken() { Err(gone()) } else { result }
+    }
+
+    /// Carry out anything.
+    pub async fn execute(&self, request: &Request) -> Outcome {
         match request.command {
             Command::Read { offset } => Outcome::read(&self.read(request, offset).await, request.data_len),
-            Command::Write { offset } => Outcome::of(&self.write(request, offset, data).await),
+            Command::Write { offset } => Outcome::of(&self.write(request, offset).await),
             Command::Flush => Outcome::of(&self.bdev.flush().await),
             Command::GetId => self.get_id(request),
             Command::Discard => Outcome::of(&self.discard(request).await),
@@ -283,16 +297,27 @@ impl Target<'_> {
         }
     }
 
+    /// Into the guest's memory itself where the bdev can do that, by way of a buffer elsewhere.
     async fn read(&self, request: &Request, offset: u64) -> Result<()> {
         self.check(offset, request.data_len)?;
+        let target = self.memory.pieces(&request.data);
+        if let Some(reading) = target.and_then(|target| self.bdev.read_sg(offset, target)) {
+            return self.unless_gone(reading.await);
+        }
         let buf = self.bdev.read(offset, request.data_len).await?;
         self.scatter(request, &buf)
     }
 
-    async fn write(&self, request: &Request, offset: u64, data: Option<IoBuf>) -> Result<()> {
+    /// From the guest's memory itself where the bdev can do that. Elsewhere the bytes are copied before anything else:
+    /// the guest may change them as long as it likes, and whoever uses them twice must see them once.
+    async fn write(&self, request: &Request, offset: u64) -> Result<()> {
         self.refuse_readonly()?;
         self.check(offset, request.data_len)?;
-        let buf = data.map_or_else(|| self.gather(request), Ok)?;
+        let source = self.memory.pieces(&request.data);
+        if let Some(writing) = source.and_then(|source| self.bdev.write_sg(offset, source, self.write_through)) {
+            return self.unless_gone(writing.await);
+        }
+        let buf = self.gather(request)?;
         self.bdev.write(offset, IoData::new(buf), self.write_through).await
     }
 
