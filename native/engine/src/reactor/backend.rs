@@ -47,7 +47,7 @@ pub trait Backend: Driver {
     /// Submit what waits and deliver what has completed, without sleeping.
     fn poll(&self);
 
-    /// Whether `poll` would deliver something that arrived from another thread.
+    /// Whether `poll` would deliver something, as far as can be seen without entering the kernel.
     fn has_completions(&self) -> bool;
 
     /// Sleep until something completes, the doorbell rings or `timeout` passes; deliver it.

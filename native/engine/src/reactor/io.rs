@@ -1,4 +1,8 @@
-//! Waiting for sockets: in the kernel, or for a bounded time in place.
+//! Waiting for sockets and rings: in the kernel, or for a bounded time in place.
+//!
+//! A task that serves a socket looks for its next request itself ([`spin`]). Tasks that serve memory shared with others
+//! leave the looking to their reactor ([`idle`]), which looks at all of them, and at what storage has finished, before it
+//! sleeps.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -6,7 +10,7 @@ use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::backend::{Backend, PollKey, ReadySlot};
@@ -15,6 +19,8 @@ use crate::sys::cpu;
 
 /// How long a task may look for its next request in place after the last one.
 const SPIN: Duration = Duration::from_micros(50);
+/// The same while storage is at work: its answer is near as a rule, and waking up costs more than that.
+const SPIN_FOR_STORAGE: Duration = Duration::from_micros(100);
 /// Batches in a row from one source before spinning for it: with several sources it would delay the others.
 const SPIN_STREAK: u32 = 4;
 /// Failures in a row after which spinning rests, and for how long at most.
@@ -28,6 +34,45 @@ struct Context {
     /// Reactors of the engine that are not asleep.
     awake: Arc<AtomicUsize>,
     spin: SpinState,
+    /// Tasks that leave it to the reactor to look for their work.
+    idle: RefCell<Vec<Idle>>,
+    /// When one of them last had work.
+    worked: Cell<Instant>,
+}
+
+/// Something that a reactor can look at in place.
+pub trait Polled {
+    /// Whether there is work, as far as can be seen without waiting. Cheap.
+    fn has_work(&self) -> bool;
+}
+
+struct Idle {
+    polled: Rc<dyn Polled>,
+    slot: Rc<IdleSlot>,
+}
+
+/// How looking for a task's work came out.
+#[derive(Default)]
+struct IdleSlot {
+    result: Cell<Option<Found>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl IdleSlot {
+    fn tell(&self, found: Found) {
+        self.result.set(Some(found));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What `idle` was told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    Work,
+    /// Nobody looks any longer: ask to be woken, look once more, and wait.
+    Nothing,
 }
 
 struct SpinState {
@@ -67,7 +112,8 @@ pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
         cpus: Cell::new(cpu::affinity_count()),
         cpus_asked: Cell::new(now),
     };
-    CONTEXT.with_borrow_mut(|context| *context = Some(Rc::new(Context { backend, awake, spin })));
+    let (idle, worked) = (RefCell::default(), Cell::new(now));
+    CONTEXT.with_borrow_mut(|context| *context = Some(Rc::new(Context { backend, awake, spin, idle, worked })));
     Installed(())
 }
 
@@ -142,7 +188,7 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
             context.spin.rest.set(Duration::from_millis(1));
             return Some(value);
         }
-        if exec::has_ready() || started.elapsed() >= SPIN {
+        if exec::has_ready() || context.has_idle_work() || started.elapsed() >= SPIN {
             break;
         }
         std::hint::spin_loop();
@@ -152,17 +198,110 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
 }
 
 fn may_spin(context: &Context, now: Instant) -> bool {
+    context.spin.streak.get() >= SPIN_STREAK
+        && context.backend.ops_in_flight() == 0
+        && is_spare(context, now)
+        && !exec::has_ready()
+}
+
+/// Whether this thread may keep a CPU busy: nobody else of ours works, and the last looks were worth it.
+fn is_spare(context: &Context, now: Instant) -> bool {
     let spin = &context.spin;
     if now.duration_since(spin.cpus_asked.get()) > AFFINITY_AGE {
         spin.cpus_asked.set(now);
         spin.cpus.set(cpu::affinity_count());
     }
-    spin.streak.get() >= SPIN_STREAK
-        && spin.cpus.get() > 1
-        && now >= spin.rest_until.get()
-        && context.awake.load(Ordering::Relaxed) <= 1
-        && context.backend.ops_in_flight() == 0
-        && !exec::has_ready()
+    spin.cpus.get() > 1 && now >= spin.rest_until.get() && context.awake.load(Ordering::Relaxed) <= 1
+}
+
+impl Context {
+    fn has_idle_work(&self) -> bool {
+        self.idle.borrow().iter().any(|one| one.polled.has_work())
+    }
+
+    /// Wake the tasks that have work, or all of them.
+    fn wake_idle(&self, all: bool) {
+        self.idle.borrow_mut().retain(|one| {
+            let found = if one.polled.has_work() { Found::Work } else { Found::Nothing };
+            let told = all || found == Found::Work;
+            if told {
+                one.slot.tell(found);
+            }
+            !told
+        });
+    }
+}
+
+/// Takes a task off the reactor's list when it is dropped.
+struct Listed {
+    context: Rc<Context>,
+    slot: Rc<IdleSlot>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if self.slot.result.get().is_none() {
+            self.context.idle.borrow_mut().retain(|one| !Rc::ptr_eq(&one.slot, &self.slot));
+        }
+    }
+}
+
+/// Leave it to the reactor to look for work, for as long as it stays awake. Dropping the future takes that back.
+pub async fn idle(polled: Rc<dyn Polled>) -> Found {
+    let (context, slot) = (context(), Rc::new(IdleSlot::default()));
+    context.idle.borrow_mut().push(Idle { polled, slot: Rc::clone(&slot) });
+    let listed = Listed { context, slot };
+    poll_fn(|task| {
+        if let Some(found) = listed.slot.result.get() {
+            return Poll::Ready(found);
+        }
+        *listed.slot.waker.borrow_mut() = Some(task.waker().clone());
+        Poll::Pending
+    })
+    .await
+}
+
+/// Note that a task which leaves the looking to its reactor has had work.
+pub fn note_work() {
+    context().worked.set(Instant::now());
+}
+
+/// What a reactor does before it sleeps: look for work of idle tasks, and for what storage has finished, for a bounded
+/// time after the last work; then tell the tasks that nobody looks any longer. Whether there is something to do now.
+pub fn look_for_work() -> bool {
+    let context = context();
+    if context.idle.borrow().is_empty() {
+        return false;
+    }
+    let mut now = Instant::now();
+    let allowed = is_spare(&context, now);
+    let spin = if context.backend.ops_in_flight() > 0 { SPIN_FOR_STORAGE } else { SPIN };
+    loop {
+        if context.has_idle_work() {
+            context.worked.set(now);
+            context.spin.failures.set(0);
+            context.spin.rest.set(Duration::from_millis(1));
+            context.wake_idle(false);
+            return true;
+        }
+        if context.backend.has_completions() {
+            context.worked.set(now);
+            return true;
+        }
+        if exec::has_ready() {
+            return true;
+        }
+        now = Instant::now();
+        if !allowed || now.saturating_duration_since(context.worked.get()) >= spin {
+            break;
+        }
+        std::hint::spin_loop();
+    }
+    if allowed {
+        note_failure(&context.spin);
+    }
+    context.wake_idle(true);
+    true
 }
 
 fn note_failure(spin: &SpinState) {
@@ -175,5 +314,61 @@ fn note_failure(spin: &SpinState) {
         spin.rest_until.set(Instant::now() + rest);
         spin.rest.set((rest * 2).min(SPIN_REST_MAX));
         spin.failures.set(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::reactor::{IoEngine, Reactors};
+
+    struct Flag(Arc<AtomicBool>);
+
+    impl Polled for Flag {
+        fn has_work(&self) -> bool {
+            self.0.load(Ordering::Acquire)
+        }
+    }
+
+    /// What a task of a reactor is told that leaves it the looking `times` times.
+    fn found(work: bool, times: usize) -> Vec<Found> {
+        let reactors = Reactors::start(&[], 1, IoEngine::detect()).expect("a reactor");
+        let flag = Arc::new(AtomicBool::new(work));
+        let run = reactors.next().run(move || {
+            Box::pin(async move {
+                let mut told = Vec::new();
+                for _ in 0..times {
+                    note_work();
+                    told.push(idle(Rc::new(Flag(Arc::clone(&flag)))).await);
+                }
+                assert!(context().idle.borrow().is_empty(), "nobody is looked at any longer");
+                Ok(told)
+            })
+        });
+        run.expect("a result")
+    }
+
+    #[test]
+    fn who_has_work_is_told_so_and_who_has_none_is_not_kept_waiting() {
+        assert_eq!(found(true, 3), [Found::Work; 3]);
+        assert_eq!(found(false, 20), [Found::Nothing; 20]);
+    }
+
+    #[test]
+    fn who_does_not_wait_any_longer_is_not_looked_at() {
+        let reactors = Reactors::start(&[], 1, IoEngine::detect()).expect("a reactor");
+        let run = reactors.next().run(|| {
+            Box::pin(async {
+                let polled = Rc::new(Flag(Arc::default()));
+                let weak = Rc::downgrade(&polled);
+                let ready = std::future::ready(());
+                assert!(matches!(exec::race(idle(polled), ready).await, exec::Either::Right(())));
+                assert!(weak.upgrade().is_none());
+                Ok(())
+            })
+        });
+        run.expect("a result");
     }
 }

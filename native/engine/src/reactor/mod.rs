@@ -291,7 +291,7 @@ impl Reactor {
         self.exec.set_now(Instant::now());
         self.exec.run_ready();
         self.backend.poll();
-        if self.exec.has_ready() {
+        if self.exec.has_ready() || io::look_for_work() {
             return;
         }
         let now = Instant::now();

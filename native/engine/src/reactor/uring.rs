@@ -82,7 +82,7 @@ impl Backend for UringBackend {
             let mut ring = self.ring.borrow_mut();
             // Polls alone can wait a little; storage must start now and its results be seen.
             self.quiet_polls.set(self.quiet_polls.get() + 1);
-            if ring.ops_in_flight() > 0 || self.quiet_polls.get() >= QUIET_POLLS_MAX {
+            if ring.ops_in_flight() > 0 || ring.has_completions() || self.quiet_polls.get() >= QUIET_POLLS_MAX {
                 self.quiet_polls.set(0);
                 ring.kick().unwrap_or_else(|error| panic!("io_uring_enter: {error}"));
             }
@@ -91,7 +91,7 @@ impl Backend for UringBackend {
     }
 
     fn has_completions(&self) -> bool {
-        false // completions come only from the kernel, and those end the wait
+        self.ring.borrow_mut().has_completions()
     }
 
     fn wait(&self, timeout: Option<Duration>) {

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ use crate::reactor::sync::Promise;
 use crate::reactor::{Place, exec, io};
 use crate::sys::eventfd::EventFd;
 
-/// Requests that are taken before what is done is published.
+/// Requests that are taken in a row.
 const BATCH: usize = 32;
+/// Requests that are done before they are published: the driver goes on with them while the rest is worked on.
+const PUBLISH: usize = 8;
 /// Batches in a row after which other tasks of the reactor get a turn.
 const TURN: u32 = 4;
-
-static NEXT_SOURCE: AtomicU64 = AtomicU64::new(1 << 48);
 
 /// All that a queue needs.
 pub struct QueueSetup {
@@ -111,8 +111,6 @@ struct Queue {
     done: RefCell<Vec<(u16, u32)>>,
     publisher: RefCell<Option<Waker>>,
     finished: Cell<bool>,
-    /// Identifies the queue to the reactor's polling.
-    source: u64,
     held: Held,
 }
 
@@ -152,7 +150,6 @@ impl Queue {
             done: RefCell::new(Vec::new()),
             publisher: RefCell::new(None),
             finished: Cell::new(false),
-            source: NEXT_SOURCE.fetch_add(1, Ordering::Relaxed),
             held: Held {
                 window_from: Cell::new(now),
                 requests: Cell::new(0),
@@ -172,7 +169,7 @@ impl Queue {
             self.check_memory()?;
             match taken? {
                 Taken::Some => {
-                    io::note_activity(self.source);
+                    io::note_work();
                     turn += 1;
                     if turn >= TURN || exec::has_ready() {
                         turn = 0;
@@ -237,6 +234,9 @@ impl Queue {
             match self.account.try_take(request.memory_bytes()) {
                 Some(permit) => self.start(request, permit),
                 None => return Ok(Taken::OverBudget(request)),
+            }
+            if self.done.borrow().len() >= PUBLISH {
+                self.publish();
             }
         }
         Ok(Taken::Some)
@@ -369,16 +369,12 @@ impl Queue {
         }
     }
 
-    /// Wait for a kick, in place for a short while, then in the kernel.
-    async fn wait(&self, stop: &Promise<()>) -> Result<(), Violation> {
-        let has_more = || match self.ring.borrow().waiting() {
-            Ok(0) => None,
-            other => Some(other),
-        };
-        if self.account.requests() == 0
-            && let Some(more) = io::spin(has_more)
-        {
-            return more.map(|_| ());
+    /// Wait for requests: while the reactor looks for them, then for a kick.
+    async fn wait(self: &Rc<Self>, stop: &Promise<()>) -> Result<(), Violation> {
+        let polled = Rc::clone(self) as Rc<dyn io::Polled>;
+        match exec::race(io::idle(polled), stop.wait()).await {
+            exec::Either::Left(io::Found::Work) | exec::Either::Right(()) => return Ok(()),
+            exec::Either::Left(io::Found::Nothing) => {}
         }
         self.ring.borrow().enable_kicks();
         if self.ring.borrow().waiting()? == 0 && stop.get().is_none() {
@@ -402,5 +398,12 @@ impl Queue {
     fn fail(&self, why: &str) {
         self.device.tell(Level::Error, format!("queue {} stops: {why}", self.index));
         self.bells.error();
+    }
+}
+
+impl io::Polled for Queue {
+    /// A ring that breaks the rules is work too: it has to be told.
+    fn has_work(&self) -> bool {
+        self.ring.borrow().waiting() != Ok(0)
     }
 }
