@@ -1,6 +1,7 @@
 """The comparison with other servers, one command a table.
 
 - `tables`: what each table measures and what it has to reach
+- `direct`: O_DIRECT, beside the bare file
 - `compare`: interleaved runs of the same load on several servers, and their medians
 - `servers`: the peers, started the way their users start them
 - `daemon`: ours, driven by JSON-RPC

@@ -6,13 +6,15 @@ import argparse
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.compare import Plan
 from bench.control import run_c4, run_c7
 from bench.daemon import CHECKOUT
-from bench.load import build_client, build_nbd_load
+from bench.direct import run_p7
+from bench.load import Clients, build_client, build_nbd_load
 from bench.machine import describe, warn_if_busy
 from bench.overlay import run_c1, run_l5, run_l6, run_map, run_open
 from bench.process import BenchError
@@ -27,7 +29,7 @@ SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
 OVERLAY_TABLES = ("c1", "l5", "l6", "map", "open")
 SCALE_TABLES = ("c2", "c3", "c5", "c6", "crowd")
 VHOST_TABLES = ("p5",)
-TABLES = (*DATA_TABLES, *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES, *VHOST_TABLES)
+TABLES = (*DATA_TABLES, "p7", *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES, *VHOST_TABLES)
 FULL = Plan(seconds=2.0, rounds=5)
 QUICK = Plan(seconds=0.5, rounds=3)
 MIB = 1 << 20
@@ -66,15 +68,23 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
         return _run_overlay(name, args, folder)
     if name in VHOST_TABLES:
         return _run_vhost(args, folder)
+    return _run_data(name, args, folder)
+
+
+def _run_data(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
     standard = QUICK if args.quick else FULL
     plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
     size_mib = args.size_mib or (256 if args.quick else 1024)
     args.nbd_load = args.nbd_load or build_nbd_load()
     cpu = max(os.sched_getaffinity(0))
+    files = Files(folder, size_mib * MIB)
+    if name == "p7":
+        direct = replace(files, cache="none")
+        return run_p7(args.python, Clients(args.nbd_load, cpu), direct, plan, args.only)
     servers = tuple(filter(None, args.servers.split(",")))
     if unknown := set(servers) - set(SERVERS):
         raise BenchError(f"no such server: {', '.join(sorted(unknown))}")
-    setup = Setup(args.python, args.nbd_load, Files(folder, size_mib * MIB), plan, args.only, servers, cpu)
+    setup = Setup(args.python, args.nbd_load, files, plan, args.only, servers, cpu)
     return run_data_table(DATA_TABLES[name], setup)
 
 

@@ -61,10 +61,10 @@ class Daemon:
         """Connect to it."""
         return RpcClient(self.rpc_socket)
 
-    def create_aio(self, name: str, path: Path) -> None:
-        """Make a bdev of a file, through the page cache as the peers have it."""
+    def create_aio(self, name: str, path: Path, cache: str = "writeback") -> None:
+        """Make a bdev of a file: through the page cache, as most peers have it, or with `none` past it."""
         with self.client() as client:
-            client.call("bdev_aio_create", name=name, filename=str(path), block_size=BLOCK_BYTES, cache="writeback")
+            client.call("bdev_aio_create", name=name, filename=str(path), block_size=BLOCK_BYTES, cache=cache)
 
     def create_ubi(self, name: str, base: str, image: Path) -> None:
         """Make a volume of an image over a base."""

@@ -26,8 +26,9 @@ class Cell:
         client: who makes it.
         pattern: as fio names it.
         block_bytes: bytes a request.
-        queue_depth: requests in flight on the one connection.
+        queue_depth: requests in flight on each connection.
         pinned: client and server share one CPU: what is measured is code, not the waking of an idle CPU.
+        connections: each with a thread or process of its own; in sequential loads each has its own stretch.
     """
 
     client: Client
@@ -35,6 +36,7 @@ class Cell:
     block_bytes: int
     queue_depth: int
     pinned: bool = False
+    connections: int = 1
 
     @property
     def writes(self) -> bool:
@@ -43,7 +45,8 @@ class Cell:
 
     def __str__(self) -> str:
         pinned = " one core" if self.pinned else ""
-        return f"{self.pattern} {self.block_bytes >> 10}k qd{self.queue_depth}{pinned} {self.client}"
+        depth = f"{self.connections}x" if self.connections > 1 else ""
+        return f"{self.pattern} {self.block_bytes >> 10}k qd{depth}{self.queue_depth}{pinned} {self.client}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counts:
+class Counts:
+    """What a client says of its run: as `Sample`, and how many requests there were with those of the warm-up."""
+
     iops: float
     p50_us: float
     p99_us: float
@@ -122,25 +127,36 @@ class Clients:
             cpu_us=cpu_s * 1e6 / counts.requests,
         )
 
-    def _run_nbd_load(self, prefix: list[str], target: Target, cell: Cell, seconds: float) -> _Counts:
+    def _run_nbd_load(self, prefix: list[str], target: Target, cell: Cell, seconds: float) -> Counts:
         argv = [str(self._nbd_load), "--uri", target.uri, "--rw", cell.pattern, "--bs", str(cell.block_bytes)]
-        argv += ["--qd", str(cell.queue_depth), "--seconds", str(seconds)]
+        argv += ["--qd", str(cell.queue_depth), "--connections", str(cell.connections), "--seconds", str(seconds)]
         figures = json.loads(run([*prefix, *argv]))
         if figures["errors"]:
             raise BenchError(f"{target.name}: {figures['errors']} requests failed")
-        return _Counts(figures["iops"], figures["p50_us"], figures["p99_us"], figures["total"])
+        return Counts(figures["iops"], figures["p50_us"], figures["p99_us"], figures["total"])
 
-    def _run_fio(self, prefix: list[str], target: Target, cell: Cell, seconds: float) -> _Counts:
-        with tempfile.NamedTemporaryFile(suffix=".json") as output:
-            argv = ["fio", "--name=load", "--ioengine=nbd", f"--uri={target.uri}", f"--rw={cell.pattern}"]
-            argv += [f"--bs={cell.block_bytes}", f"--iodepth={cell.queue_depth}", "--size=100%", "--time_based"]
-            argv += [f"--runtime={int(seconds * 1000)}ms", "--norandommap", "--randrepeat=0"]
-            argv += ["--output-format=json", f"--output={output.name}"]
-            run([*prefix, *argv])  # the engine prints on stdout too, so the figures go to a file
-            job = json.loads(Path(output.name).read_text())["jobs"][0]
-        if job["error"]:
-            raise BenchError(f"{target.name}: fio stopped with error {job['error']}")
-        side = job["write" if cell.writes else "read"]
-        percentiles = side["clat_ns"]["percentile"]
-        p50, p99 = percentiles["50.000000"] / 1000, percentiles["99.000000"] / 1000
-        return _Counts(side["iops"], p50, p99, side["total_ios"])
+    def _run_fio(self, prefix: list[str], target: Target, cell: Cell, seconds: float) -> Counts:
+        return run_fio(prefix, ["--ioengine=nbd", f"--uri={target.uri}"], target.name, cell, seconds)
+
+
+def run_fio(prefix: list[str], engine: list[str], name: str, cell: Cell, seconds: float) -> Counts:
+    """Let fio make the load of a cell with the engine that is given; `name` says of what.
+
+    Raises:
+        BenchError: a request failed, or fio did.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".json") as output:
+        argv = ["fio", "--name=load", *engine, f"--rw={cell.pattern}", f"--bs={cell.block_bytes}"]
+        argv += [f"--iodepth={cell.queue_depth}", "--size=100%", "--time_based", f"--runtime={int(seconds * 1000)}ms"]
+        argv += ["--norandommap", "--randrepeat=0", "--output-format=json", f"--output={output.name}"]
+        if cell.connections > 1:
+            argv += [f"--numjobs={cell.connections}", "--group_reporting"]
+            argv += [] if cell.pattern.startswith("rand") else [f"--offset_increment={100 // cell.connections}%"]
+        run([*prefix, *argv])  # the engine prints on stdout too, so the figures go to a file
+        job = json.loads(Path(output.name).read_text())["jobs"][0]
+    if job["error"]:
+        raise BenchError(f"{name}: fio stopped with error {job['error']}")
+    side = job["write" if cell.writes else "read"]
+    percentiles = side["clat_ns"]["percentile"]
+    p50, p99 = percentiles["50.000000"] / 1000, percentiles["99.000000"] / 1000
+    return Counts(side["iops"], p50, p99, side["total_ios"])

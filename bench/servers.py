@@ -68,10 +68,10 @@ class Peer:
     fill: bool = False
 
 
-def _qemu_nbd(aio: str) -> Peer:
+def _qemu_nbd(aio: str, cache: str = "writeback") -> Peer:
     image = "driver=raw,file.driver=file,file.filename={image},file.locking=off"
-    options = ("-t", "-e", "16", "--cache=writeback", f"--aio={aio}", "-k", "{socket}", "--image-opts", image)
-    return Peer(f"qemu-nbd {aio}", ("qemu-nbd", *options))
+    options = ("-t", "-e", "16", f"--cache={cache}", f"--aio={aio}", "-k", "{socket}", "--image-opts", image)
+    return Peer(f"qemu-nbd {aio}" if cache == "writeback" else f"qemu-nbd cache={cache}", ("qemu-nbd", *options))
 
 
 PEERS = (
@@ -96,6 +96,8 @@ PEERS = (
     Peer("nbdkit cow", ("nbdkit", "-f", "-U", "{socket}", "--filter=cow", "file", "{image}"), fill=True),
 )
 
+QEMU_DIRECT = _qemu_nbd("io_uring", "none")
+
 
 @dataclass(frozen=True, slots=True)
 class Files:
@@ -104,10 +106,12 @@ class Files:
     Args:
         folder: also for sockets, logs and what servers write.
         size_bytes: of the files.
+        cache: how our bases are opened.
     """
 
     folder: Path
     size_bytes: int
+    cache: str = "writeback"
 
     @property
     def shared(self) -> Path:
@@ -132,7 +136,8 @@ class Files:
             file.truncate(self.size_bytes + UBI_METADATA_BYTES)
 
 
-def _start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
+def start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
+    """Start a peer on the file that all share."""
     slug = peer.name.replace(" ", "-")
     socket = files.folder / f"{slug}.sock"
     argv = [word.format(image=files.shared, socket=socket) for word in peer.argv]
@@ -154,7 +159,7 @@ def _overlay(process: Process) -> Path:
     raise BenchError(f"{process.name} has no unlinked file open; its cache cannot be put into the same state")
 
 
-class _Ours:
+class Ours:
     """A volume whose every stripe is present, in a daemon of its own, and the base of it as a bare bdev.
 
     What is written to the bare bdev is written over the volume's metadata too: they are kept meanwhile.
@@ -163,7 +168,7 @@ class _Ours:
     def __init__(self, daemon: Daemon, files: Files) -> None:
         """Make the volume and write all of it."""
         self._daemon, self._files = daemon, files
-        daemon.create_aio(_BASE, files.base)
+        daemon.create_aio(_BASE, files.base, files.cache)
         self._create_volume()
         self._metadata: bytes | None = None
         run(["nbdcopy", "--allocated", str(files.image), self.volume.uri])
@@ -205,7 +210,7 @@ class _Ours:
 def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
     if not {OURS, OURS_BARE} & set(names):
         return []
-    ours = _Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
+    ours = Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
     return [target for target in (ours.volume, ours.bare) if target.name in names]
 
 
@@ -224,7 +229,7 @@ def running(python: Path, files: Files, names: list[str]) -> Iterator[list[Targe
             if shutil.which(peer.argv[0]) is None:
                 print(f"{peer.argv[0]} is not installed: no {peer.name}")
                 continue
-            targets.append(_start_peer(peer, files, stack))
+            targets.append(start_peer(peer, files, stack))
         if not targets:
             raise BenchError(f"no server to measure among {names}")
         for file in {target.file for target in targets}:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from bench import direct
 from bench.compare import Result
 from bench.files import cache_in_small_pages, write_image
 from bench.load import Cell, Sample
 from bench.report import number, table
+from bench.servers import QEMU_DIRECT
 from bench.tables import DATA_TABLES, _main_table
 
 DEEP = Cell("nbd-load", "randread", 4096, 32)
@@ -67,6 +69,31 @@ def test_targets_are_those_of_the_plan() -> None:
     assert targets["randwrite 4k qd32 nbd-load"] == 1.7
     assert (targets["randread 4k qd32 fio"], targets["randwrite 4k qd32 fio"]) == (1.3, 1.15)
     assert len(targets) == 12
+
+
+def test_targets_of_four_connections_are_those_of_the_plan() -> None:
+    targets = {str(cell): DATA_TABLES["p3"].target(cell) for cell in DATA_TABLES["p3"].cells}
+    assert targets["randread 4k qd4x32 nbd-load"] == targets["randwrite 4k qd4x32 nbd-load"] == 2.0
+    assert targets["randread 4k qd4x32 fio"] == targets["read 128k qd4x8 fio"] == 1.5
+    assert targets["write 128k qd4x8 nbd-load"] is None
+    assert len(targets) == 8
+
+
+def test_row_without_a_target_is_only_shown() -> None:
+    cell = Cell("nbd-load", "write", 128 << 10, 8, connections=4)
+    results = [
+        Result(cell, name, (Sample(1, mib, 1, 1, 1),)) for name, mib in (("ubi_rpc ubi", 30), ("nbdkit file", 20))
+    ]
+    row = cells_of(_main_table(DATA_TABLES["p3"], [cell], ["ubi_rpc ubi", "nbdkit file"], results))
+    assert row == [str(cell), "30.00", "20.00", "1.50", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("ours", "met"), [(90.0, ["0.90", "yes", "1.50", "yes"]), (80.0, ["0.80", "NO", "1.33", "NO"])]
+)
+def test_direct_row_is_against_the_file_and_against_the_peer(ours: float, met: list[str]) -> None:
+    rates = {direct.FILE: [100.0], "ubi_rpc ubi": [ours], QEMU_DIRECT.name: [60.0]}
+    assert direct.row_of(direct.CELLS[0], list(rates), rates)[-4:] == met
 
 
 @pytest.mark.parametrize(
