@@ -3,6 +3,8 @@
 #
 #   scripts/fuzz.sh SECONDS         each target for so long, beginning with its kept corpus
 #   scripts/fuzz.sh keep            then: add to the kept corpora what reached new code, as few inputs as do
+#   scripts/fuzz.sh faults SECONDS  show that each target can fail: every fault that native/engine/src/fault.rs plants for
+#                                   it has to be found in so many seconds
 #
 # libFuzzer (by libfuzzer-sys) with the coverage counters of LLVM's sancov pass, which the stable compiler can run as well:
 # no nightly toolchain and no cargo-fuzz is needed. An input that fails is left in build/fuzz/ and its path is printed;
@@ -10,7 +12,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-what=${1:?seconds, or keep}
+what=${1:?seconds, keep or faults}
 triple=$(rustc -vV | sed -n 's/^host: //p')
 folder=build/fuzz
 mkdir -p "$folder"
@@ -20,8 +22,41 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
 -Cllvm-args=-sanitizer-coverage-trace-compares"
 export RUSTFLAGS
 # With --target these flags are for the product's code alone, not for what runs while building.
-cargo build --quiet --manifest-path native/fuzz/Cargo.toml --locked --release --target "$triple" \
-    --target-dir "$folder/target"
+build() {
+    cargo build --quiet --manifest-path native/fuzz/Cargo.toml --locked --release --target "$triple" \
+        --target-dir "$folder/target" "$@"
+}
+
+# One fault at a time, by the name that the engine takes from UBI_FAULT, on copies of the programs.
+find_faults() {
+    build --features broken-variants
+    rm -rf "$folder/faults"
+    mkdir -p "$folder/faults"
+    sed -n 's/^ *\([A-Za-z]*\): "\([a-z]*\): \(.*\)",$/\1 \2 \3/p' native/engine/src/fault.rs >"$folder/faults/list"
+    while read -r fault target text; do
+        found=$folder/faults/$fault
+        mkdir -p "$found"
+        if UBI_FAULT=$fault "$folder/target/$triple/release/$target" -max_total_time="$1" -max_len=4096 -timeout=20 \
+            -artifact_prefix="$found-" "$found" "native/fuzz/corpus/$target" >"$found.log" 2>&1; then
+            echo "fuzz: $target does not find $fault in $1 s ($text)" >&2
+            exit 1
+        fi
+        seen=$(grep -m 1 -A 1 "panicked" "$found.log" | tail -n 1)
+        case $seen in
+        "" | *"there is no such fault"*) echo "fuzz: $target with $fault ended otherwise, see $found.log" >&2 && exit 1 ;;
+        esac
+        runs=$(sed -n 's/^#\([0-9]*\).*/\1/p' "$found.log" | tail -n 1) # none while the kept inputs are run
+        if [ -n "$runs" ]; then how="after $runs runs"; else how="with a kept input"; fi
+        echo "fuzz: $target finds $fault ($text) $how: $seen"
+    done <"$folder/faults/list"
+    echo "fuzz: $(grep -c . "$folder/faults/list") faults, all found"
+}
+
+if [ "$what" = faults ]; then
+    find_faults "${2:-12}"
+    exit
+fi
+build
 
 for target in handshake transmission vhost; do
     program=$folder/target/$triple/release/$target

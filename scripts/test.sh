@@ -76,6 +76,8 @@ lint() {
     check "rustfmt" . cargo fmt --manifest-path native/Cargo.toml --all --check
     check "rustfmt fuzz" . cargo fmt --manifest-path native/fuzz/Cargo.toml --check
     check "clippy" . cargo clippy --manifest-path native/Cargo.toml --locked --workspace --all-targets -- -D warnings
+    check "clippy fuzz" . cargo clippy --manifest-path native/fuzz/Cargo.toml --locked --all-targets \
+        --target-dir build/fuzz/lint -- -D warnings
 }
 
 # The PyO3 crate is glue and is tested from Python: linking its tests would need libpython's headers and library.
@@ -105,6 +107,7 @@ rust() {
     check "crash simulation" "^simulation: [0-9]{7,} " cargo test "$@" --test crash_simulation -- --nocapture
     check "metadata damage" "test result" cargo test "$@" --test ubi_examine --test ubi_damage
     check "broken variants" "test result" cargo test "$@" --features broken-variants --test broken_variants -- --nocapture
+    check "fuzz faults" "^fuzz: .* all found" sh scripts/fuzz.sh faults "${UBI_FUZZ_SECONDS:-12}"
     check "fuzzing" "^fuzz: .* runs" sh scripts/fuzz.sh "${UBI_FUZZ_SECONDS:-12}"
     if [ "${CI:-}" = true ] && [ "$skipped" -ne 0 ] && with_engine io_uring; then
         printf '%-18s %-6s        some were ignored, and CI allows none\n' "rust tests" FAILED >>"$summary"

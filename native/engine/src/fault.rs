@@ -23,19 +23,22 @@ mod switch {
     use std::sync::LazyLock;
 
     macro_rules! faults {
-        ($($name:ident: $text:literal,)*) => {
+        (overlay { $($name:ident: $text:literal,)* } strangers { $($other:ident: $what:literal,)* }) => {
             /// What can be broken.
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-            pub enum Fault { $($name,)* }
+            pub enum Fault { $($name,)* $($other,)* }
 
             impl Fault {
-                /// Every fault, with what it does.
+                /// Every fault of the overlay, with what it does.
                 pub const ALL: &[(Fault, &str)] = &[$((Fault::$name, $text),)*];
+                /// Every fault in what strangers' bytes come to: the fuzz target that has to find it, and what it does.
+                pub const OF_STRANGERS: &[(Fault, &str)] = &[$((Fault::$other, $what),)*];
             }
         };
     }
 
     faults! {
+    overlay {
         PresentAtSubmission: "a stripe is Present when its write is submitted",
         PagesFromLiveStates: "header pages are built from live states",
         NoFirstSync: "a round does not flush the data before the headers",
@@ -72,6 +75,17 @@ mod switch {
         TailInDoubtClosed: "a recovered volume is closed with its last stripe in doubt",
         ErrorBecomesSuccess: "a failed write of the base fills its stripe all the same",
     }
+    strangers {
+        PlaintextLetIn: "handshake: a server that wants TLS carries out an option without it",
+        LengthTrusted: "handshake: a string is as long as it says, whatever is there",
+        PieceForgotten: "handshake: the first piece of an item that comes in two is forgotten",
+        EndWraps: "transmission: the end of a request is computed without looking at an overflow",
+        TailOverwritten: "transmission: a write inside a block does not keep what the block has behind it",
+        HoleTooLong: "transmission: the last bytes of a read, up to 63, are not looked at before it is told as zeros",
+        DescriptorTrusted: "vhost: a descriptor may point anywhere",
+        HeadTrusted: "vhost: a head may be outside of the ring",
+    }
+    }
 
     thread_local! {
         static ON: Cell<Option<Fault>> = const { Cell::new(None) };
@@ -85,7 +99,7 @@ mod switch {
     /// What UBI_FAULT names: broken in the whole process, for tests that kill it.
     static IN_PROCESS: LazyLock<Option<Fault>> = LazyLock::new(|| {
         let wanted = std::env::var("UBI_FAULT").ok()?;
-        let named = Fault::ALL.iter().find(|(fault, _)| format!("{fault:?}") == wanted);
+        let named = Fault::ALL.iter().chain(Fault::OF_STRANGERS).find(|(fault, _)| format!("{fault:?}") == wanted);
         Some(named.unwrap_or_else(|| panic!("UBI_FAULT={wanted}: there is no such fault")).0)
     });
 

@@ -256,6 +256,9 @@ impl Handshake {
             State::Ended => 0,
         };
         let count = rest.len().min(wanted - self.partial.len());
+        if fault!(PieceForgotten) && !self.partial.is_empty() {
+            self.partial.fill(0);
+        }
         self.partial.extend_from_slice(&rest[..count]);
         *consumed += count;
         (self.partial.len() == wanted).then(|| std::mem::take(&mut self.partial))
@@ -309,7 +312,8 @@ impl Handshake {
         directory: &dyn ExportDirectory,
         replies: &mut Replies<'_>,
     ) -> Next {
-        if self.tls == Tls::Required && !matches!(option.kind, OptionKind::StartTls | OptionKind::Abort) {
+        let is_free = matches!(option.kind, OptionKind::StartTls | OptionKind::Abort) || fault!(PlaintextLetIn);
+        if self.tls == Tls::Required && !is_free {
             if option.kind == OptionKind::ExportName {
                 return Next::Close;
             }

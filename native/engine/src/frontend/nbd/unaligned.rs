@@ -19,7 +19,8 @@ use crate::sys::buf::{IoBuf, IoData};
 #[inline]
 pub fn blocks_around(block: u64, offset: u64, len: u64) -> Option<Range<u64>> {
     let mask = block - 1;
-    let end = offset.checked_add(len)?.checked_add(mask)?;
+    let end = if fault!(EndWraps) { Some(offset.wrapping_add(len)) } else { offset.checked_add(len) };
+    let end = end?.checked_add(mask)?;
     Some(offset & !mask..end & !mask)
 }
 
@@ -240,7 +241,8 @@ impl Unaligned<'_> {
             let head = self.bdev.read(blocks.start, block as usize).await?;
             buf[..block as usize].copy_from_slice(&head);
         }
-        if range.end != blocks.end && (last != blocks.start || range.start == blocks.start) {
+        if !fault!(TailOverwritten) && range.end != blocks.end && (last != blocks.start || range.start == blocks.start)
+        {
             let tail = self.bdev.read(last, block as usize).await?;
             buf[(last - blocks.start) as usize..].copy_from_slice(&tail);
         }

@@ -37,7 +37,7 @@ pub struct Piece<'a> {
 pub fn is_zero(bytes: &[u8]) -> bool {
     let (lines, rest) = bytes.as_chunks::<64>();
     let is_zero_line = |line: &[u8; 64]| line.iter().fold(0, |all, byte| all | byte) == 0;
-    lines.iter().all(is_zero_line) && rest.iter().all(|&byte| byte == 0)
+    lines.iter().all(is_zero_line) && (fault!(HoleTooLong) || rest.iter().all(|&byte| byte == 0))
 }
 
 /// Cut the answer to a read of `len` (not 0) bytes at `offset` into pieces that cover it, in order.

@@ -136,7 +136,8 @@ pub fn parse_meta_queries(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
 /// A length of 32 bits and as many bytes, and what follows them.
 fn split_string(data: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = data.split_first_chunk()?;
-    rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    if fault!(LengthTrusted) { Some(rest.split_at(length)) } else { rest.split_at_checked(length) }
 }
 
 /// An export's name: UTF-8 without NUL, at most [`STRING_MAX`] bytes.
