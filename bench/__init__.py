@@ -7,6 +7,7 @@
 - `daemon`: ours, driven by JSON-RPC
 - `load`: the two clients, nbd-load and fio
 - `vhost`, `vhost_servers`: the same of virtual machines' disks, with vhost-load
+- `pause`: how long they stand still when the daemon is killed and started again
 - `control`: what is measured without a data path, over `rpc`
 - `files`: files in the page cache, always in the same state
 - `process`: other programs: their start, end, CPU time and CPUs

@@ -17,6 +17,7 @@ from bench.direct import run_p7
 from bench.load import Clients, build_client, build_nbd_load
 from bench.machine import describe, warn_if_busy
 from bench.overlay import run_c1, run_l5, run_l6, run_map, run_open
+from bench.pause import run_pause
 from bench.process import BenchError
 from bench.report import save
 from bench.scale import run_c2, run_c3
@@ -28,7 +29,7 @@ from bench.vhost import VhostSetup, run_p5
 SERVERS = (OURS, OURS_BARE, *PEER_NAMES)
 OVERLAY_TABLES = ("c1", "l5", "l6", "map", "open")
 SCALE_TABLES = ("c2", "c3", "c5", "c6", "crowd")
-VHOST_TABLES = ("p5",)
+VHOST_TABLES = ("p5", "pause")
 TABLES = (*DATA_TABLES, "p7", *OVERLAY_TABLES, "c4", "c7", *SCALE_TABLES, *VHOST_TABLES)
 FULL = Plan(seconds=2.0, rounds=5)
 QUICK = Plan(seconds=0.5, rounds=3)
@@ -67,7 +68,7 @@ def _run(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[s
     if name in OVERLAY_TABLES:
         return _run_overlay(name, args, folder)
     if name in VHOST_TABLES:
-        return _run_vhost(args, folder)
+        return _run_vhost(name, args, folder)
     return _run_data(name, args, folder)
 
 
@@ -88,12 +89,14 @@ def _run_data(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, d
     return run_data_table(DATA_TABLES[name], setup)
 
 
-def _run_vhost(args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
+def _run_vhost(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:
     args.vhost_load = args.vhost_load or build_client("vhost-load")
+    size_mib = args.size_mib or (256 if args.quick or name == "pause" else 1024)
+    setup = VhostSetup(args.python, args.vhost_load, folder, size_mib * MIB)
+    if name == "pause":
+        return run_pause(setup, args.rounds or (5 if args.quick else 40))
     standard = QUICK if args.quick else FULL
-    plan = Plan(args.seconds or standard.seconds, args.rounds or standard.rounds)
-    size_mib = args.size_mib or (256 if args.quick else 1024)
-    return run_p5(VhostSetup(args.python, args.vhost_load, folder, size_mib * MIB), plan, args.only)
+    return run_p5(setup, Plan(args.seconds or standard.seconds, args.rounds or standard.rounds), args.only)
 
 
 def _run_scale(name: str, args: argparse.Namespace, folder: Path) -> tuple[str, dict[str, Any]]:

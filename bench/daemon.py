@@ -19,13 +19,14 @@ STRIPE_KIB = 1024
 class Daemon:
     """A running `ubi_tgt` with its sockets, state and log in one folder."""
 
-    def __init__(self, python: Path, folder: Path, config: Path | None = None) -> None:
+    def __init__(self, python: Path, folder: Path, config: Path | None = None, options: tuple[str, ...] = ()) -> None:
         """Start it; `ready` tells when it answers."""
         self.rpc_socket = folder / "rpc.sock"
         self.nbd_socket = folder / "nbd.sock"
         argv = [str(python), "-m", "ubi_rpc", "-r", str(self.rpc_socket), "-S", str(folder)]
         argv += ["--state-dir", str(folder / "state")]
         argv += ["--json", str(config)] if config else []
+        argv += options
         self.process = Process("ubi_rpc", argv, folder, {"PYTHONPATH": str(CHECKOUT)})
 
     @classmethod

@@ -1,0 +1,26 @@
+"""The table of restarts: which time without a completion belongs to a kill, and what is said of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.pause import Restart, _gap, _row
+from bench.process import BenchError
+
+EVENT = Restart(killed=1000, spawned=1010, started=1400)
+
+
+def test_gap_is_the_longest_of_any_queue_that_the_restart_is_in() -> None:
+    before, after, first, second = (900, 1005), (1500, 9000), (1001, 1450), (1003, 1470)
+    assert _gap([before, first, after, second], EVENT) == second
+
+
+def test_gap_that_nobody_has_seen_is_an_error() -> None:
+    with pytest.raises(BenchError):
+        _gap([(900, 1005), (1500, 9000)], EVENT)
+
+
+@pytest.mark.parametrize(("worst", "met"), [(30.0, "yes"), (40.0, "NO")])
+def test_verdict_is_about_the_99th_of_a_hundred(worst: float, met: str) -> None:
+    assert _row("beyond it", [5.0] * 3 + [worst] * 3, 30.0)[-2:] == ["p99 ≤ 30", met]
+    assert _row("whole pause", [5.0, 6.0], None)[-2:] == ["", ""]
