@@ -99,6 +99,8 @@ type TimerKey = (Instant, u64);
 pub struct Executor {
     tasks: RefCell<Slab<TaskSlot>>,
     ready: RefCell<VecDeque<(TaskId, Arc<TaskWaker>)>>,
+    /// Tasks that let others go first: ready from the next call of `run_ready` on.
+    yielded: RefCell<Vec<Waker>>,
     timers: RefCell<BTreeMap<TimerKey, Waker>>,
     next_sequence: Cell<u64>,
     now: Cell<Instant>,
@@ -130,6 +132,7 @@ impl Executor {
         Rc::new(Self {
             tasks: RefCell::new(Slab::new()),
             ready: RefCell::new(VecDeque::new()),
+            yielded: RefCell::new(Vec::new()),
             timers: RefCell::new(BTreeMap::new()),
             next_sequence: Cell::new(0),
             now: Cell::new(Instant::now()),
@@ -169,7 +172,7 @@ impl Executor {
 
     /// Whether `run_ready` would do something now.
     pub fn has_ready(&self) -> bool {
-        !self.ready.borrow().is_empty() || self.inbox.is_pending()
+        !self.ready.borrow().is_empty() || !self.yielded.borrow().is_empty() || self.inbox.is_pending()
     }
 
     /// When the earliest timer is due.
@@ -194,6 +197,9 @@ impl Executor {
     pub fn run_ready(&self) {
         self.take_inbox();
         self.fire_timers();
+        for waker in self.yielded.take() {
+            waker.wake();
+        }
         for _ in 0..1024 {
             let Some((id, waker)) = self.ready.borrow_mut().pop_front() else { break };
             waker.queued.store(false, Ordering::Release);
@@ -206,6 +212,7 @@ impl Executor {
         let tasks = std::mem::take(&mut *self.tasks.borrow_mut());
         drop(tasks);
         self.ready.borrow_mut().clear();
+        self.yielded.borrow_mut().clear();
         self.timers.borrow_mut().clear();
     }
 
@@ -303,7 +310,7 @@ pub fn now() -> Instant {
     current().now()
 }
 
-/// Let every other ready task run once.
+/// Let every other ready task run once, and whoever drives the executor look at its I/O.
 pub async fn yield_now() {
     let mut yielded = false;
     std::future::poll_fn(|context| {
@@ -311,7 +318,7 @@ pub async fn yield_now() {
             return Poll::Ready(());
         }
         yielded = true;
-        context.waker().wake_by_ref();
+        current().yielded.borrow_mut().push(context.waker().clone());
         Poll::Pending
     })
     .await;
@@ -433,6 +440,29 @@ mod tests {
             assert!(matches!(lost, Either::Left(())));
             assert_eq!(current().next_deadline(), None);
         });
+    }
+
+    #[test]
+    fn a_task_that_yields_for_ever_lets_the_driver_of_the_executor_go_on() {
+        let exec = Executor::new(|| {});
+        let _entered = exec.enter();
+        let turns = Rc::new(Cell::new(0));
+        for _ in 0..2 {
+            let turns = Rc::clone(&turns);
+            exec.spawn(async move {
+                loop {
+                    turns.set(turns.get() + 1);
+                    yield_now().await;
+                }
+            });
+        }
+        for round in 1..4 {
+            assert!(exec.has_ready());
+            exec.run_ready();
+            assert_eq!(turns.get(), 2 * round, "each once");
+        }
+        exec.drop_tasks();
+        assert!(!exec.has_ready());
     }
 
     #[test]

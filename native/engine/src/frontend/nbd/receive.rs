@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::proto::EXTENDED_REQUEST_BYTES;
 use super::stream::Stream;
 
 /// Large enough for 32 writes of 4 KiB and then some.
@@ -12,11 +13,17 @@ pub struct Receive {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
+    /// The last request brought a large payload, so the next one may: its header alone is taken at first, since what
+    /// comes in here of a payload has to be copied to where it belongs.
+    after_payload: bool,
 }
+
+/// One header and little more.
+const HEADER_MAX: usize = EXTENDED_REQUEST_BYTES;
 
 impl Receive {
     pub fn new() -> Self {
-        Self { buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0 }
+        Self { buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0, after_payload: false }
     }
 
     /// Largest payload that is received here as a whole.
@@ -45,32 +52,41 @@ impl Receive {
     /// Receive what is there; Ok(0) is the end of the stream.
     fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
         self.make_room();
-        let count = stream.recv(&mut self.buf[self.end..])?;
+        let room = &mut self.buf[self.end..];
+        let most = if self.after_payload { HEADER_MAX } else { room.len() };
+        let count = stream.recv(&mut room[..most])?;
         self.end += count;
+        self.after_payload = false;
         Ok(count)
     }
 
     /// Receive what is there; None when that is nothing yet.
     pub fn try_fill(&mut self, stream: &Stream) -> Option<io::Result<usize>> {
-        loop {
-            match self.fill(stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => return Some(other),
-            }
-        }
+        unless_empty(|| self.fill(stream))
     }
 
-    /// Receive into `payload` first, then the little that follows it (the next headers) here.
+    /// Receive into `payload` first, then the little that follows it (the next header) here; None when nothing is there.
     ///
     /// Returns the bytes that went into `payload` and all that was received.
-    pub fn fill_payload(&mut self, stream: &Stream, payload: &mut [u8]) -> io::Result<(usize, usize)> {
-        /// A few headers, but not the next large payload: that goes to its own place.
-        const HEADERS: usize = 512;
+    pub fn try_fill_payload(&mut self, stream: &Stream, payload: &mut [u8]) -> Option<io::Result<(usize, usize)>> {
         debug_assert!(self.data().is_empty(), "the payload continues what was consumed");
-        let count = stream.recv_two(payload, &mut self.buf[..HEADERS])?;
-        let own = count.min(payload.len());
-        (self.start, self.end) = (0, count - own);
-        Ok((own, count))
+        let received = unless_empty(|| stream.recv_two(payload, &mut self.buf[..HEADER_MAX]))?;
+        Some(received.map(|count| {
+            let own = count.min(payload.len());
+            (self.start, self.end) = (0, count - own);
+            self.after_payload = true;
+            (own, count)
+        }))
+    }
+}
+
+/// Receive until there was no interruption; None when nothing is there.
+fn unless_empty(mut receive: impl FnMut() -> io::Result<usize>) -> Option<io::Result<usize>> {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return Some(other),
+        }
     }
 }

@@ -131,7 +131,10 @@ impl Connection {
     async fn read_loop(self: &Rc<Self>, receive: &mut Receive) {
         loop {
             let cut = self.cut_requests(receive);
-            self.flush();
+            // A payload that is here already is taken first: the client has no use yet for being woken.
+            if !matches!(cut, Cut::Payload(..)) || self.is_time_to_send() {
+                self.flush();
+            }
             match cut {
                 Cut::NeedMore => {
                     if !self.receive_more(receive).await {
@@ -340,35 +343,63 @@ impl Connection {
 
     /// Receive the rest of a large payload into its own buffer, then start the write.
     async fn receive_payload(self: &Rc<Self>, receive: &mut Receive, request: Request, have: usize) -> bool {
-        let permit = self.account.take(request.length as usize).await;
-        let mut buf = IoBuf::new(request.length as usize);
+        let len = request.length as usize;
+        let permit = match self.account.try_take(len) {
+            Some(permit) => permit,
+            None => {
+                self.flush();
+                self.account.take(len).await
+            }
+        };
+        let mut buf = IoBuf::new(len);
         buf[..have].copy_from_slice(receive.data());
         receive.consume(have);
         let mut filled = have;
-        while filled < buf.len() {
-            match receive.fill_payload(&self.stream, &mut buf[filled..]) {
-                Ok((_, 0)) => return false,
-                Ok((own, _)) => filled += own,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.flush();
-                    let more = socket_io::readable(self.stream.raw_fd());
-                    if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
-                        return false;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
+        while filled < len {
+            let Some((own, all)) = self.receive_part(receive, &mut buf[filled..]).await else { return false };
+            if all == 0 {
+                return false;
             }
+            filled += own;
         }
         socket_io::note_activity(self.session.id());
-        if self.is_unaligned(&request) {
-            self.start_unaligned(request, buf, permit);
-        } else if let Some(result) = self.write_in_place(&request, &buf) {
-            self.reply(&request, &result);
-        } else {
-            self.start_write(request, buf, permit);
-        }
+        self.start_received_write(receive, request, buf, permit).await;
         true
+    }
+
+    /// Receive some of a payload and what follows it; None when the client is gone or has stopped for too long.
+    async fn receive_part(&self, receive: &mut Receive, payload: &mut [u8]) -> Option<(usize, usize)> {
+        loop {
+            if let Some(received) = receive.try_fill_payload(&self.stream, payload) {
+                return received.ok();
+            }
+            self.flush();
+            // The client is about to send the rest: sleeping costs more than that takes.
+            let only_this = self.account.requests() == 1 && !self.blocked.get();
+            let attempt = || receive.try_fill_payload(&self.stream, payload);
+            if let Some(received) = if only_this { socket_io::spin(attempt) } else { None } {
+                return received.ok();
+            }
+            let more = socket_io::readable(self.stream.raw_fd());
+            if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
+                return None;
+            }
+        }
+    }
+
+    /// Carry out a large write whose payload is here.
+    ///
+    /// To copy it takes longer than to receive it, so where the client has sent more, the backend copies meanwhile.
+    async fn start_received_write(self: &Rc<Self>, receive: &Receive, request: Request, buf: IoBuf, permit: Permit) {
+        if self.is_unaligned(&request) {
+            return self.start_unaligned(request, buf, permit);
+        }
+        let is_alone = receive.data().is_empty() && self.account.requests() == 1;
+        if is_alone && let Some(result) = self.write_in_place(&request, &buf) {
+            return self.reply(&request, &result);
+        }
+        self.start_write(request, buf, permit);
+        exec::yield_now().await;
     }
 
     /// Read past a payload that is not wanted.
