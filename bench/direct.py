@@ -1,6 +1,6 @@
 """The table of O_DIRECT: P7, what is left of a file's own rate when it is served by NBD.
 
-The bare file is loaded by fio with io_uring. qemu-nbd serves the same file; our base has as much, written beforehand.
+All use the same blocks, those where our volume keeps its data: fio with io_uring on the bare file, qemu-nbd, and ours.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, TypeAlias
 
 from bench.compare import WARM_UP_S, Plan, progress
-from bench.daemon import Daemon
+from bench.daemon import UBI_METADATA_BYTES, Daemon
 from bench.load import Cell, Client, Clients, Pattern, run_fio
 from bench.report import number, table, verdict
 from bench.servers import OURS, QEMU_DIRECT, Files, Ours, Target, start_peer
@@ -38,7 +38,7 @@ def run_p7(python: Path, clients: Clients, files: Files, plan: Plan, only: str) 
     with ExitStack() as stack:
         targets = _start(python, files, stack)
         _leave_cache(files)
-        rates = {cell: _measure(clients, targets, files.shared, cell, plan) for cell in cells}
+        rates = {cell: _measure(clients, targets, files.base, cell, plan) for cell in cells}
     names = [FILE, *(target.name for target in targets)]
     rows = [row_of(cell, names, rates[cell]) for cell in cells]
     header = ["load", f"{FILE} qd{FILE_DEPTH}", *names[1:]]
@@ -50,18 +50,18 @@ def run_p7(python: Path, clients: Clients, files: Files, plan: Plan, only: str) 
 def _start(python: Path, files: Files, stack: ExitStack) -> list[Target]:
     """Our volume, its base as a bare bdev, and qemu-nbd."""
     ours = Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
-    return [ours.volume, ours.bare, start_peer(QEMU_DIRECT, files, stack)]
+    return [ours.volume, ours.bare, start_peer(QEMU_DIRECT, files, stack, files.base)]
 
 
 def _leave_cache(files: Files) -> None:
     """What lies in the page cache would be written back, or dropped, under the load."""
-    for path in (files.base, files.image, files.shared):
+    for path in (files.base, files.image):
         subprocess.run(["sync", "-d", str(path)], check=True)
 
 
 def _measure(clients: Clients, targets: list[Target], file: Path, cell: Cell, plan: Plan) -> Rates:
     rates: Rates = {FILE: [], **{target.name: [] for target in targets}}
-    engine = ["--ioengine=io_uring", "--direct=1", f"--filename={file}"]
+    engine = ["--ioengine=io_uring", "--direct=1", f"--filename={file}", f"--offset={UBI_METADATA_BYTES}"]
     bare = replace(cell, client="fio", queue_depth=FILE_DEPTH)
     for turn in range(plan.rounds):
         progress(f"{cell}: round {turn + 1} of {plan.rounds}")

@@ -68,8 +68,8 @@ class Peer:
     fill: bool = False
 
 
-def _qemu_nbd(aio: str, cache: str = "writeback") -> Peer:
-    image = "driver=raw,file.driver=file,file.filename={image},file.locking=off"
+def _qemu_nbd(aio: str, cache: str = "writeback", offset: int = 0) -> Peer:
+    image = f"driver=raw,offset={offset},file.driver=file,file.filename={{image}},file.locking=off"
     options = ("-t", "-e", "16", f"--cache={cache}", f"--aio={aio}", "-k", "{socket}", "--image-opts", image)
     return Peer(f"qemu-nbd {aio}" if cache == "writeback" else f"qemu-nbd cache={cache}", ("qemu-nbd", *options))
 
@@ -96,7 +96,8 @@ PEERS = (
     Peer("nbdkit cow", ("nbdkit", "-f", "-U", "{socket}", "--filter=cow", "file", "{image}"), fill=True),
 )
 
-QEMU_DIRECT = _qemu_nbd("io_uring", "none")
+# Serves what our volume keeps in its base, leaving out the metadata.
+QEMU_DIRECT = _qemu_nbd("io_uring", "none", UBI_METADATA_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +137,18 @@ class Files:
             file.truncate(self.size_bytes + UBI_METADATA_BYTES)
 
 
-def start_peer(peer: Peer, files: Files, stack: ExitStack) -> Target:
-    """Start a peer on the file that all share."""
+def start_peer(peer: Peer, files: Files, stack: ExitStack, file: Path) -> Target:
+    """Start a peer on a file."""
     slug = peer.name.replace(" ", "-")
     socket = files.folder / f"{slug}.sock"
-    argv = [word.format(image=files.shared, socket=socket) for word in peer.argv]
+    argv = [word.format(image=file, socket=socket) for word in peer.argv]
     process = Process(slug, argv, files.folder, {"TMPDIR": str(files.folder)})
     stack.callback(process.stop)
     process.wait_for_socket(socket)
-    target = Target(peer.name, process, socket, peer.export, files.shared)
+    target = Target(peer.name, process, socket, peer.export, file)
     if not peer.fill:
         return target
-    run(["nbdcopy", "--allocated", str(files.shared), target.uri])
+    run(["nbdcopy", "--allocated", str(file), target.uri])
     return replace(target, file=_overlay(process))
 
 
@@ -229,7 +230,7 @@ def running(python: Path, files: Files, names: list[str]) -> Iterator[list[Targe
             if shutil.which(peer.argv[0]) is None:
                 print(f"{peer.argv[0]} is not installed: no {peer.name}")
                 continue
-            targets.append(start_peer(peer, files, stack))
+            targets.append(start_peer(peer, files, stack, files.shared))
         if not targets:
             raise BenchError(f"no server to measure among {names}")
         for file in {target.file for target in targets}:
