@@ -116,6 +116,61 @@ def test_a_machine_sees_discard_zeroes_the_cache_mode_a_resize_and_read_only(
     assert content[2 * MIB : 4 * MIB] == b"\x55" * (2 * MIB)
 
 
+VOLUME = """
+dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek=16 oflag=direct 2>/dev/null
+echo GUEST wrote back
+read go
+echo "write through" > /sys/block/vdb/cache_type
+dd if=/dev/zero of=/dev/vdb bs=4k count=1 seek=64 oflag=direct 2>/dev/null
+echo GUEST wrote through
+read go
+cat /sys/block/vdb/size
+echo GUEST waits
+while [ "$(cat /sys/block/vdb/size)" = 32768 ]; do sleep 0.1; done
+cat /sys/block/vdb/size
+dd if=/dev/vdb bs=1M skip=16 count=4 iflag=direct 2>/dev/null | md5sum
+dd if=/data/file7 of=/dev/vdb bs=4k count=1 seek=5119 oflag=direct 2>/dev/null && echo written at the end
+"""
+
+
+def test_a_machine_switches_the_cache_of_a_volume_and_sees_it_grow(fresh_daemon: Daemon, folder: Path) -> None:
+    """In write back a write is not published with its stripe yet, in write through it is when it is answered."""
+    root = make_root(fresh_daemon, folder, VOLUME)
+    image, base = folder / "image.raw", make_sparse(folder / "base1.raw", METADATA_BYTES + 16 * MIB)
+    image.write_bytes(b"\x33" * (8 * MIB))
+    fresh_daemon.create_aio("base1", base)
+    fresh_daemon.call(
+        "bdev_ubi_create",
+        name="vol",
+        base_bdev="base1",
+        image_path=str(image),
+        stripe_size_kb=64,
+        copy_on_read=False,
+    )
+    with Guest(folder, [root, controller(fresh_daemon, "vh1", "vol")]) as guest:
+        guest.wait_line("GUEST wrote back")
+        status = fresh_daemon.status("vol")
+        assert (status["stripes_present"], status["stripes_published"]) == (1, 0)
+        guest.type_line()
+        guest.wait_line("GUEST wrote through")
+        assert fresh_daemon.status("vol")["stripes_published"] == 2
+        guest.type_line()
+        guest.wait_line("GUEST waits")
+        with base.open("ab") as file:
+            file.write(b"\x5a" * (4 * MIB))
+        fresh_daemon.call("bdev_aio_rescan", name="base1")
+        console = guest.wait_end()
+    zeros = hashlib.md5(bytes(4 * MIB), usedforsecurity=False).hexdigest()
+    assert f"{zeros}  -" in console, console
+    assert "\n40960\n" in console
+    assert "written at the end" in console
+    fresh_daemon.export("vol")
+    client = fresh_daemon.client("vol")
+    assert client.read(20 * MIB - 4096, 4096) == b"\x07" * 4096
+    assert client.read(16 * 4096 - 4096, 8192) == b"\x33" * 4096 + bytes(4096)
+    client.close()
+
+
 @pytest.mark.needs_fuse
 def test_a_machine_goes_on_when_the_daemon_is_killed_under_load(unstarted_daemon: Daemon, folder: Path) -> None:
     """No I/O error, no lost and no old block, whatever was in flight; reads overtake one another all the time."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,64 @@ def test_the_config_space_is_read_the_way_each_frontend_does(disk: Path) -> None
             assert client.config(offset, size) == whole[offset % 0x100 : offset % 0x100 + size]
         for offset, size in ((0, 257), (250, 10), (0xFFFFFFFF, 1), (0, 0)):
             assert client.config(offset, size) == b""
+
+
+READS = {
+    "QEMU, a driver without discard": (0, 36, 0),
+    "QEMU": (0, 60, 0),
+    "QEMU that knows zones": (0, 96, 0),
+    "Cloud Hypervisor": (0, 60, 1),
+    "Cloud Hypervisor before 2021": (0x100, 60, 1),
+    "Firecracker": (0, 60, 1),
+    "SPDK's initiator": (0, 256, 0),
+    "SeaBIOS, by way of QEMU: the capacity": (0, 8, 0),
+    "SeaBIOS, the longest segment": (8, 4, 0),
+    "SeaBIOS, the block size": (20, 4, 0),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_the_config_space_is_read_as_by(disk: Path, name: str) -> None:
+    """Offset, size and flags come back as they were sent, whether the frontend sends room for the answer or not."""
+    offset, size, flags = READS[name]
+    with VhostClient(disk) as client:
+        client.negotiate(protocol=vhost.P_CONFIG)
+        whole = client.config(0, 256)
+        for room in (bytes(size), b"", b"\xff" * size):
+            answer = client.ask(vhost.GET_CONFIG, struct.pack("<III", offset, size, flags) + room)
+            assert struct.unpack_from("<III", answer) == (offset, size, flags)
+            assert answer[12:] == whole[offset % 0x100 :][:size]
+
+
+class QuietClient(VhostClient):
+    """A frontend that asks for no acknowledgements, as Firecracker, which agrees on CONFIG alone."""
+
+    def set(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        self.send(request, payload, fds)
+
+
+def test_a_frontend_of_few_features_gets_its_disk(disk: Path) -> None:
+    """Firecracker: one ring of 256, VERSION_1, EVENT_IDX and FLUSH, no acknowledgements, the config read twice."""
+    with QuietClient(disk) as client:
+        features = vhost.VERSION_1 | vhost.EVENT_IDX | vhost.FLUSH | vhost.PROTOCOL_FEATURES
+        client.negotiate(features, vhost.P_CONFIG)
+        assert struct.unpack_from("<Q", client.config(0, 60))[0] == SECTORS
+        client.share_memory()
+        queue = client.start_queue(num=256)
+        assert queue.run(vhost.OUT, 5, b"f" * 512) == vhost.OK
+        assert queue.run(vhost.T_FLUSH) == vhost.OK
+        assert queue.run(vhost.IN, 5, read_bytes=512) == vhost.OK
+        assert queue.data(512) == b"f" * 512
+        assert struct.unpack_from("<Q", client.config(0, 60))[0] == SECTORS
+        assert client.stop_queue(queue) == 3
+
+
+def test_the_cache_mode_is_written_as_spdks_initiator_does(disk: Path) -> None:
+    """It sends the whole space and says how much of it is meant."""
+    with VhostClient(disk) as client:
+        client.negotiate()
+        client.set(vhost.SET_CONFIG, struct.pack("<III", 32, 1, 0) + bytes(256))
+        assert client.config(32, 1) == b"\0"
 
 
 def test_the_cache_mode_switches(disk: Path) -> None:

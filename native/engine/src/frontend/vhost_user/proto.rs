@@ -419,7 +419,8 @@ impl Message {
         }))
     }
 
-    /// GET_CONFIG brings as many bytes as it asks for, or none; SET_CONFIG as many as it says.
+    /// GET_CONFIG brings as many bytes as it asks for, or none; SET_CONFIG as many as it says, or a whole space of which
+    /// it means the first ones (SPDK's initiator).
     fn decode_config(request: u32, fields: &mut Fields<'_>) -> Option<Self> {
         let (offset, size, flags) = (fields.u32()?, fields.u32()?, fields.u32()?);
         let data = std::mem::take(&mut fields.0);
@@ -427,7 +428,8 @@ impl Message {
         if request == request::GET_CONFIG {
             return (fits || data.is_empty()).then_some(Self::GetConfig { offset, size, flags });
         }
-        fits.then(|| Self::SetConfig { offset, data: data.to_vec() })
+        let meant = data.get(..size as usize).filter(|_| fits || data.len() == MAX_CONFIG as usize);
+        meant.map(|data| Self::SetConfig { offset, data: data.to_vec() })
     }
 }
 
@@ -454,6 +456,20 @@ mod tests {
             let with_fd: Vec<usize> =
                 (0..96).filter(|&len| Message::decode(request, &vec![0; len], 1).is_ok()).collect();
             assert!(right.len() + with_fd.len() <= 4, "request {request} takes {right:?} and {with_fd:?}");
+        }
+    }
+
+    #[test]
+    fn the_config_space_is_written_by_its_bytes_or_by_all_of_which_the_first_are_meant() {
+        let written = |size: u32, data: usize| {
+            let head: Vec<u8> = [32, size, 0].iter().flat_map(|word| u32::to_le_bytes(*word)).collect();
+            Message::decode(request::SET_CONFIG, &[head, vec![1; data]].concat(), 0)
+        };
+        for (size, data) in [(1, 1), (1, 256), (8, 8)] {
+            assert_eq!(written(size, data), Ok(Message::SetConfig { offset: 32, data: vec![1; size as usize] }));
+        }
+        for (size, data) in [(1, 0), (1, 2), (8, 1), (257, 256), (u32::MAX, 256), (1, 255)] {
+            assert!(written(size, data).is_err(), "{size} of {data}");
         }
     }
 
