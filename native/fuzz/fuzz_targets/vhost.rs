@@ -1,6 +1,6 @@
-//! Whatever a frontend or a guest sends by vhost-user: messages are decoded or refused, rings are walked inside their
-//! memory or stop, and in-flight state is taken over or refused; what comes out keeps to the bounds that its users rely
-//! on.
+//! Whatever a frontend or a guest sends by vhost-user: messages are decoded or refused, regions are mapped inside their
+//! file or refused, rings are walked inside their memory or stop, and in-flight state is taken over or refused; what
+//! comes out keeps to the bounds that its users rely on.
 //!
 //! The first byte chooses which of the three.
 #![no_main]
@@ -9,6 +9,9 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 
 use libfuzzer_sys::fuzz_target;
+use ubi_engine::bdev::malloc::MallocBdev;
+use ubi_engine::bdev::{Bdev, BdevInfo};
+use ubi_engine::frontend::vhost_user::config;
 use ubi_engine::frontend::vhost_user::inflight::InflightRegion;
 use ubi_engine::frontend::vhost_user::memory::GuestMemory;
 use ubi_engine::frontend::vhost_user::proto::{
@@ -29,6 +32,8 @@ thread_local! {
         let region = RegionDescription { guest_address: GUEST, size: SIZE, user_address: USER, mmap_offset: 0 };
         GuestMemory::default().with(region, &file).expect("map")
     };
+    static MEMORY_FILE: OwnedFd = memfd::sealed("shared", SIZE).expect("memfd");
+    static INFO: BdevInfo = MallocBdev::new("m", 8, 4096).expect("malloc").info().clone();
     static STATE: RefCell<(OwnedFd, InflightDescription)> = {
         let asked = InflightDescription { mmap_size: 0, mmap_offset: 0, num_queues: 1, queue_size: NUM };
         RefCell::new(InflightRegion::create(&asked).expect("memfd"))
@@ -42,10 +47,39 @@ fn decode(data: &[u8]) {
     }
     let request = u32::from(head[0]);
     match Message::decode(request, rest, usize::from(head[1] & 15)) {
-        Ok(Message::SetMemTable(regions)) => assert!(regions.len() <= MAX_TABLE_REGIONS),
-        Ok(Message::SetConfig { data, .. }) => assert!(data.len() <= rest.len()),
+        Ok(Message::SetMemTable(regions)) => {
+            assert!(regions.len() <= MAX_TABLE_REGIONS);
+            share(&regions);
+        }
+        Ok(Message::AddMemReg(region)) => share(&[region]),
+        Ok(Message::SetConfig { offset, data }) => {
+            assert!(data.len() <= rest.len());
+            let _ = config::written_cache_mode(offset, &data);
+        }
+        Ok(Message::GetConfig { offset, size, .. }) => INFO.with(|info| {
+            let read = config::read(info, true, offset, size);
+            assert!(read.is_none_or(|bytes| bytes.len() == size as usize));
+        }),
+        Ok(Message::SetInflightFd(description)) => STATE.with_borrow(|(file, _)| {
+            let _ = InflightRegion::open(file, &description);
+        }),
         _ => {}
     }
+}
+
+/// Map regions of a file of `SIZE` bytes one after the other: what is mapped is inside the file and overlaps nothing.
+fn share(regions: &[RegionDescription]) {
+    MEMORY_FILE.with(|file| {
+        let mut memory = GuestMemory::default();
+        for region in regions {
+            let Ok(more) = memory.with(*region, file) else { continue };
+            assert!(region.size <= SIZE && region.mmap_offset <= SIZE - region.size);
+            assert!(
+                !memory.contains(region.guest_address, 1) && more.contains(region.guest_address, region.size as usize)
+            );
+            memory = more;
+        }
+    });
 }
 
 fn walk(data: &[u8]) {
