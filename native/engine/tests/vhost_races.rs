@@ -44,7 +44,9 @@ fn change(memory: &GuestMemoryMmap, kind: usize, is_over: &AtomicBool) {
             // Requests' headers: kinds, sectors; and what an indirect table would be.
             5 => put(DATA + index % 4 * 0x8000 + pick % 3 * 8, pick % 16, 8),
             6 => put(USED + pick % 64 * 8, pick, 8),
-            _ => put(DESCRIPTORS + pick % 0x6000, pick, 1),
+            // Not where data go: a guest may well have them written over its other ring.
+            7 if pick % 0x6000 < 64 * 16 => put(descriptor + 12 + pick % 4, pick >> 8, 1),
+            _ => put(DESCRIPTORS + pick % 0x6000, pick >> 8, 1),
         }
     }
 }
@@ -111,7 +113,7 @@ fn settings_and_rings_that_change_at_once_harm_nobody_else() {
         let (mut frontend, mut driver) = ready(&controller, memory, ALL);
         let is_over = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| change(memory, 7, &is_over));
+            scope.spawn(|| change(memory, 8, &is_over));
             let _over = Over(&is_over);
             let start = Instant::now();
             for step in 0.. {
