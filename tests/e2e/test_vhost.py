@@ -462,13 +462,10 @@ def test_data_lie_anywhere_in_memory_and_in_any_pieces(daemon: Daemon, folder: P
     client, queue = VhostClient.ready(disk_of(daemon, folder, kind))
     pieces = [512, 4096, 1536, 8192, 100, 1948]
     content = os.urandom(sum(pieces))
+    places = [(vhost.DATA + 0x1000 + number * 0x10000 + shift, length) for number, length in enumerate(pieces)]
     with client:
         for turn in range(2):  # of a volume: missing stripes first, then present ones
             for request, flags in ((vhost.OUT, 0), (vhost.IN, vhost.WRITE)):
-                place, places = vhost.DATA + 0x1000, []
-                for length in pieces:
-                    places.append((place + shift, length))
-                    place += 0x10000
                 chain = [(vhost.DATA, 16, 0), *((at, length, flags) for at, length in places), (vhost.DATA + 16, 1, 2)]
                 for index, (at, length, direction) in enumerate(chain):
                     following = 0 if index == len(chain) - 1 else NEXT
