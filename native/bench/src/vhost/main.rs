@@ -132,18 +132,26 @@ impl Driver {
     fn reconnect(&mut self) -> Result<(), String> {
         let lost_ns = sys::monotonic_ns();
         let began = Instant::now();
-        let connection = loop {
-            match Connection::open(&self.args.socket) {
-                Ok(connection) => break connection,
+        loop {
+            match self.try_to_reconnect(lost_ns) {
+                Ok(reconnect) => {
+                    self.reconnects.push(reconnect);
+                    return Ok(());
+                }
+                // It may also have been the one that is dying who was still listening.
                 Err(_) if began.elapsed() < RECONNECT_FOR => thread::sleep(RECONNECT_EVERY),
                 Err(error) => return Err(format!("the backend does not come back: {error}")),
             }
-        };
+        }
+    }
+
+    fn try_to_reconnect(&mut self, lost_ns: u64) -> Result<Reconnect, String> {
+        let connection = Connection::open(&self.args.socket).map_err(|error| error.to_string())?;
         let connected_ns = sys::monotonic_ns();
-        self.session = Session::negotiate(&self.args, connection)?;
-        self.session.start(&self.shared, self.inflight.as_ref())?;
-        self.reconnects.push(Reconnect { lost_ns, connected_ns, ready_ns: sys::monotonic_ns() });
-        Ok(())
+        let session = Session::negotiate(&self.args, connection)?;
+        session.start(&self.shared, self.inflight.as_ref())?;
+        self.session = session;
+        Ok(Reconnect { lost_ns, connected_ns, ready_ns: sys::monotonic_ns() })
     }
 
     /// Stop the queues, each where its driver has come to.

@@ -19,6 +19,10 @@ const IGNORED: u64 = u64::MAX;
 /// IORING_ENTER_GETEVENTS of io_uring_enter(2).
 const ENTER_GETEVENTS: u32 = 1;
 
+/// Operations that are told to the kernel together: it holds back what it is told at once until it has taken all of it,
+/// and a device that has to wait for many is idle meanwhile.
+const SUBMIT_BATCH: usize = 8;
+
 /// Longest transfer of one submission in bytes, a multiple of every block size; the rest is a short transfer.
 const MAX_TRANSFER: u32 = 1 << 30;
 
@@ -82,6 +86,10 @@ impl<T> Ring<T> {
         let InFlight::Op(op, _) = &mut self.in_flight[key] else { unreachable!("just inserted") };
         let entry = entry_of(op).user_data(key as u64);
         self.push(entry);
+        if self.ring.submission().len() >= SUBMIT_BATCH {
+            // What does not go now goes with the next entering.
+            let _ = self.ring.submit();
+        }
     }
 
     /// Tell once when `fd` is readable (or writable). The caller keeps `fd` open until then, or cancels.
