@@ -113,7 +113,7 @@ SPELLINGS = {"25.5": OLD, "25.9": OLD, "26.1": OLD, "26.5": NEW, "26.9": NEW}
 CANNOT = {"25.9": "log_set_level"}
 """Commands with which a release's own client fails before it sends anything."""
 
-NOT_SPDKS = {"rpc.discover"}
+NOT_SPDKS = {"rpc.discover", "persist_get_unrestored"}
 """Methods that SPDK does not have and whose names do not say so."""
 
 
