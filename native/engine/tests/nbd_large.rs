@@ -114,6 +114,24 @@ fn a_large_write_is_answered_although_the_next_one_stops_in_its_middle() {
     });
 }
 
+/// What was answered in place waits for the payload behind it, but not when that stops coming.
+#[test]
+fn small_requests_are_answered_although_the_large_write_behind_them_stops_in_its_middle() {
+    on_every_engine(|server| {
+        for export in exports(server) {
+            let mut client = server.connect(export, &Wish::new(Dialect::Simple));
+            let mut bytes = client.request(WRITE, 0, 0, 4 * LARGE, 4096);
+            bytes.extend(pattern(8, 0, 4096));
+            bytes.extend(client.request(WRITE, 0, 1, 0, LARGE));
+            bytes.extend(vec![3; 1000]);
+            client.stream.write_all(&bytes).expect("send");
+            assert_eq!(client.reply(0, 0).cookie, 0, "{export}");
+            client.stream.write_all(&vec![3; LARGE as usize - 1000]).expect("the rest");
+            assert_eq!(client.reply(0, 0).cookie, 1, "{export}");
+        }
+    });
+}
+
 #[test]
 fn a_client_that_leaves_in_the_middle_of_a_payload_has_changed_nothing() {
     on_every_engine(|server| {
