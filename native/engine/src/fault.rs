@@ -68,6 +68,7 @@ mod switch {
         DurableTooEarly: "the map says that headers are durable before they are flushed",
         DurableNotNoted: "the map is never told that headers are durable",
         MapNotCompared: "a map is believed beside any state of its base",
+        LostMapBelieved: "a map that was cut short goes on to acknowledge",
         SyncFailedForgotten: "a failed flush is not remembered",
         ChecksStay: "headers are written without a new check",
         FoundNotFlushed: "what a dead process left in the page cache is believed to be durable",

@@ -71,6 +71,8 @@ const ONLY_RANDOM: &[Subject] = &[
     Subject::Hole,
     Subject::Garbage,
     Subject::PastStripes,
+    Subject::LostMap,
+    Subject::Discarded,
     Subject::OldBase,
     Subject::BdevUbiLife,
 ];

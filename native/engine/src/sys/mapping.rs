@@ -1,75 +1,11 @@
-//! Shared mappings of files that another process owns and may shrink at any time.
-//!
-//! Touching a page behind the end of its file raises SIGBUS. The handler here puts zeroed private memory in the place
-//! of the mapping and marks it broken; whoever uses the mapping looks at the mark and gives up on its peer. A SIGBUS
-//! anywhere else ends the process as before.
+//! Shared mappings of files that another process owns and may shrink at any time; see [`super::sigbus`].
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering, fence};
 
-/// Mappings at a time: 128 controllers of 128 regions.
-const SLOTS: usize = 16384;
-
-struct Slot {
-    taken: AtomicBool,
-    /// First byte; 0 while there is none.
-    start: AtomicUsize,
-    len: AtomicUsize,
-    broken: AtomicBool,
-}
-
-static TABLE: [Slot; SLOTS] = [const {
-    Slot {
-        taken: AtomicBool::new(false),
-        start: AtomicUsize::new(0),
-        len: AtomicUsize::new(0),
-        broken: AtomicBool::new(false),
-    }
-}; SLOTS];
-
-static INSTALL: Once = Once::new();
-
-extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the kernel passes a valid siginfo to a SA_SIGINFO handler.
-    let info = unsafe { &*info };
-    // SAFETY: a SIGBUS has an address.
-    let address = unsafe { info.si_addr() } as usize;
-    for slot in &TABLE {
-        let (start, len) = (slot.start.load(Ordering::Acquire), slot.len.load(Ordering::Acquire));
-        if start != 0 && address >= start && address - start < len {
-            slot.broken.store(true, Ordering::Release);
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the range is a mapping of ours, which stays mapped until its slot is cleared.
-            let put = unsafe { libc::mmap(start as *mut libc::c_void, len, protection, flags, -1, 0) };
-            if put != libc::MAP_FAILED {
-                return;
-            }
-        }
-    }
-    // Nobody's: the access is tried again, and ends the process.
-    // SAFETY: SIG_DFL is a valid disposition.
-    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
-}
-
-fn install_handler() {
-    INSTALL.call_once(|| {
-        // SAFETY: all-zero bytes are a valid sigaction.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        action.sa_sigaction = on_sigbus as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO;
-        // SAFETY: the action is initialised; the handler uses nothing but atomics and system calls.
-        let _ = unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) };
-    });
-}
-
-fn take_slot() -> io::Result<usize> {
-    let free = |slot: &Slot| !slot.taken.load(Ordering::Relaxed) && !slot.taken.swap(true, Ordering::AcqRel);
-    TABLE.iter().position(free).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
-}
+use super::sigbus::Guard;
 
 /// A part of a file mapped shared. Concurrent accesses by its owner give a mix of bytes, as memory does.
 pub struct Mapping {
@@ -78,7 +14,7 @@ pub struct Mapping {
     /// Where the part begins in the mapping, which begins at a page.
     skip: usize,
     len: usize,
-    slot: usize,
+    guard: Guard,
 }
 
 // SAFETY: the mapping is reached through raw pointers and atomics only, never through references to its bytes.
@@ -113,8 +49,7 @@ impl Mapping {
         let too_long = |_| invalid("memory is longer than an address space");
         let (mapped_len, len) =
             (usize::try_from(last - first).map_err(too_long)?, usize::try_from(len).map_err(too_long)?);
-        install_handler();
-        let slot = take_slot()?;
+        let guard = Guard::take()?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a mapping at an address of the kernel's choice touches nothing of ours.
@@ -122,16 +57,13 @@ impl Mapping {
             libc::mmap(std::ptr::null_mut(), mapped_len, protection, flags, file.as_raw_fd(), first.cast_signed())
         };
         let Some(base) = NonNull::new(base.cast::<u8>()).filter(|_| base != libc::MAP_FAILED) else {
-            let error = io::Error::last_os_error();
-            TABLE[slot].taken.store(false, Ordering::Release);
-            return Err(error);
+            return Err(io::Error::last_os_error());
         };
         // SAFETY: the range was just mapped. A core dump of ours does not hold the peer's memory.
         let _ = unsafe { libc::madvise(base.as_ptr().cast(), mapped_len, libc::MADV_DONTDUMP) };
-        TABLE[slot].broken.store(false, Ordering::Release);
-        TABLE[slot].len.store(mapped_len, Ordering::Release);
-        TABLE[slot].start.store(base.as_ptr() as usize, Ordering::Release);
-        Ok(Self { base, mapped_len, skip: (offset - first) as usize, len, slot })
+        // SAFETY: the range was just mapped and is unmapped by `drop` after `stop`; its bytes may be anything at any time.
+        unsafe { guard.watch(base.as_ptr() as usize, mapped_len) };
+        Ok(Self { base, mapped_len, skip: (offset - first) as usize, len, guard })
     }
 
     pub fn len(&self) -> usize {
@@ -145,12 +77,12 @@ impl Mapping {
     /// The owner has shrunk its file: what was read since is worth nothing.
     #[inline]
     pub fn is_broken(&self) -> bool {
-        TABLE[self.slot].broken.load(Ordering::Acquire)
+        self.guard.is_broken()
     }
 
     /// Note that the owner has shrunk its file: the kernel has met that where we have not.
     pub fn mark_broken(&self) {
-        TABLE[self.slot].broken.store(true, Ordering::Release);
+        self.guard.break_it();
     }
 
     /// A pointer to `len` bytes from `offset` on.
@@ -235,11 +167,9 @@ pub fn full_fence() {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        TABLE[self.slot].start.store(0, Ordering::Release);
-        TABLE[self.slot].len.store(0, Ordering::Release);
+        self.guard.stop();
         // SAFETY: the mapping is ours, and nobody holds a pointer into it any more.
         let _ = unsafe { libc::munmap(self.base.as_ptr().cast(), self.mapped_len) };
-        TABLE[self.slot].taken.store(false, Ordering::Release);
     }
 }
 

@@ -15,5 +15,6 @@ pub mod memory;
 pub mod op;
 pub mod sg_list;
 pub mod shared_map;
+pub mod sigbus;
 pub mod socket;
 pub mod uring;

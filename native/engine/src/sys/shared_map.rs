@@ -1,4 +1,6 @@
 //! A small file that is mapped shared: what is stored in it outlives the process and dies with the kernel.
+//!
+//! Somebody may cut it short or remove it all the same: [`SharedMap::is_broken`] and [`SharedMap::is_in_place`] tell.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -10,10 +12,15 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::sigbus::Guard;
+
 /// See the module. Every byte may be read and written from every thread at once.
 pub struct SharedMap {
     bytes: NonNull<AtomicU8>,
     len: usize,
+    guard: Guard,
+    /// st_dev and st_ino.
+    file: (u64, u64),
 }
 
 // SAFETY: the mapping is reached through atomic bytes only, and lives until the last owner drops it.
@@ -58,13 +65,17 @@ impl SharedMap {
 
     fn map(file: &File, len: usize) -> io::Result<Self> {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        let meta = file.metadata()?;
+        let guard = Guard::take()?;
         // SAFETY: a mapping at an address of the kernel's choice touches nothing of ours; the descriptor is open.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let bytes = NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(Self { bytes, len })
+        // SAFETY: the range was just mapped and is unmapped by `drop` after `stop`; all access is to single atomic bytes.
+        unsafe { guard.watch(bytes.as_ptr() as usize, len) };
+        Ok(Self { bytes, len, guard, file: (meta.dev(), meta.ino()) })
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
@@ -82,10 +93,23 @@ impl SharedMap {
     pub fn store(&self, at: usize, value: u8) {
         self.byte(at).store(value, Ordering::Release);
     }
+
+    /// A load or a store has met the end of a file that was cut short: nothing that was read or stored since counts.
+    #[inline]
+    pub fn is_broken(&self) -> bool {
+        self.guard.is_broken()
+    }
+
+    /// Whether the file is where it was made, and whole: a page that is cut through takes stores that are lost.
+    pub fn is_in_place(&self, path: &Path) -> bool {
+        let is_it = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == self.file && meta.len() == self.len as u64;
+        !self.is_broken() && std::fs::symlink_metadata(path).is_ok_and(is_it)
+    }
 }
 
 impl Drop for SharedMap {
     fn drop(&mut self) {
+        self.guard.stop();
         // SAFETY: the mapping is ours, and nobody holds a reference into it any more.
         let _ = unsafe { libc::munmap(self.bytes.as_ptr().cast(), self.len) };
     }
@@ -127,6 +151,27 @@ mod tests {
         let again = SharedMap::open(&path, 8192).expect("opened");
         assert_eq!([0, 3, 4, 5000].map(|at| again.load(at)), [b'h', b'd', 0, 7]);
         assert_eq!(std::fs::metadata(&path).expect("there").mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_or_removed_is_noticed_and_ends_nothing() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (path, other) = (dir.path().join("map"), dir.path().join("other"));
+        let map = SharedMap::create(&path, b"head", 8192).expect("made");
+        let second = SharedMap::create(&other, b"head", 8192).expect("made");
+        assert!(map.is_in_place(&path) && !map.is_in_place(&other));
+        let file = std::fs::OpenOptions::new().write(true).open(&path).expect("there");
+        file.set_len(8000).expect("cut inside a page");
+        map.store(8100, 1);
+        assert!(!map.is_broken() && !map.is_in_place(&path), "only a look at the file tells");
+        file.set_len(0).expect("cut");
+        map.store(5000, 7);
+        assert!(map.is_broken() && !map.is_in_place(&path));
+        assert_eq!(map.load(0), 0);
+        std::fs::remove_file(&other).expect("removed");
+        second.store(5000, 7);
+        assert!(!second.is_broken() && !second.is_in_place(&other));
+        assert_eq!(second.load(5000), 7);
     }
 
     #[test]

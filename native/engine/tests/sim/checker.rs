@@ -106,7 +106,8 @@ impl Checker {
         let survivors = survivors_of(&mut self.survivors, setting);
         let opened = survivors.read(disk, machine)?;
         // What an operator drops is lost: what a power cut may leave is what is left for sure.
-        let is_dropped = machine.is_dropping || opened.is_repaired && !setting.keeps;
+        let is_discarded = opened.recovered == "discarded";
+        let is_dropped = machine.is_dropping || is_discarded || opened.is_repaired && !setting.keeps;
         let promised = if is_dropped { Cut::PowerLoss } else { cut };
         let check = |found: &[Tag], what: &str| {
             oracle.check(promised, found).map_err(|wrong| format!("after {cut:?}{what}: {wrong}"))
@@ -114,6 +115,7 @@ impl Checker {
         check(&opened.content, "")?;
         let subjects = [
             (Subject::Repaired, opened.is_repaired),
+            (Subject::Discarded, is_discarded),
             (Subject::RecoveredByMap, opened.recovered == "map"),
             (Subject::RecoveredByHeaders, opened.recovered == "headers"),
         ];

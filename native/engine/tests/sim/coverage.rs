@@ -64,6 +64,8 @@ subjects! {
     RecoveredByHeaders: "survivor recovered by its headers",
     ReadByBdevUbi: "survivor read by bdev_ubi 0.1 (model)",
     BackFromBdevUbi: "survivor opened again after bdev_ubi 0.1 (model)",
+    LostMap: "after a volatile map was cut short",
+    Discarded: "survivor opened without its lost map",
     OldBase: "an older state of the base, put back",
     BdevUbiLife: "after a life with bdev_ubi 0.1 (model)",
 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ubi_engine::bdev::Bdev;
-use ubi_engine::bdev::ubi::{self, UbiBdev};
+use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions};
 use ubi_engine::error::Result as EngineResult;
 use ubi_engine::image::Image;
 use ubi_engine::reactor::exec::Executor;
@@ -93,6 +93,10 @@ pub struct History<'a> {
     /// A sync failed in an earlier life: the 0.1 layout cannot tell, so FLUSH promises nothing from then on.
     sync_failed_before: bool,
     image_changed: bool,
+    /// A map was cut short in this boot, and the process that had it lives: whether stores are told, and how many stripes were
+    /// on the base then.
+    lost_map: Option<(bool, u64)>,
+    has_lost_map: bool,
     /// The base as it was at some time in this boot, marked open.
     saved: Option<Vec<Tag>>,
     /// What stays true for the rest of the history.
@@ -141,6 +145,8 @@ impl<'a> History<'a> {
             ever_failed: false,
             sync_failed_before: false,
             image_changed: false,
+            lost_map: None,
+            has_lost_map: false,
             saved: None,
             past,
             last_cut: (u64::MAX, 0),
@@ -175,6 +181,7 @@ impl<'a> History<'a> {
             loop {
                 self.go_on();
                 self.take_endings()?;
+                self.check_lost_map()?;
                 if !self.exec.has_ready() {
                     break;
                 }
@@ -228,6 +235,7 @@ impl<'a> History<'a> {
         let base: Arc<dyn Bdev> = Arc::clone(&self.base) as Arc<dyn Bdev>;
         let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
         let options = self.case.setting.options(Arc::clone(&self.host), self.adopts);
+        let options = UbiOptions { discard_unpublished: self.has_lost_map, ..options };
         self.spawn(async move { Ending::Opened(ubi::open(base, image, options).await) });
     }
 
@@ -246,6 +254,9 @@ impl<'a> History<'a> {
             self.image_changed = true;
             self.past.add(Subject::ChangedImage);
             self.image.change();
+        }
+        if self.case.setting.loses_map && !self.has_lost_map && self.host.has_map() && self.random.one_in(16) {
+            self.lose_map();
         }
         if self.case.setting.inline {
             let takes = self.random.one_in(2);

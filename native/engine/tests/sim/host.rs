@@ -17,6 +17,10 @@ struct SimMap {
     identity: MapIdentity,
     bytes: Vec<AtomicU8>,
     sync_failed: AtomicBool,
+    /// Its file is cut short or gone.
+    is_lost: AtomicBool,
+    /// And stores find out.
+    is_broken: AtomicBool,
     version: Arc<AtomicU64>,
 }
 
@@ -26,6 +30,8 @@ impl SimMap {
             identity: self.identity.clone(),
             bytes: self.bytes.iter().map(|byte| AtomicU8::new(byte.load(Ordering::Relaxed))).collect(),
             sync_failed: AtomicBool::new(self.sync_failed.load(Ordering::Relaxed)),
+            is_lost: AtomicBool::default(),
+            is_broken: AtomicBool::default(),
             version: Arc::default(),
         }
     }
@@ -55,6 +61,14 @@ impl VolatileMap for SimMap {
     fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Relaxed);
         self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+
+    fn is_in_place(self: Arc<Self>) -> LocalFuture<'static, bool> {
+        Box::pin(std::future::ready(!self.is_lost.load(Ordering::Relaxed)))
     }
 }
 
@@ -108,6 +122,15 @@ impl SimHost {
         self.maps().contains_key(path)
     }
 
+    /// Cut every map short; stores find out when they are `told`, else only who looks at the file.
+    pub fn lose_maps(&self, told: bool) {
+        for (_, map) in std::mem::take(&mut *self.maps()) {
+            map.is_lost.store(true, Ordering::Relaxed);
+            map.is_broken.store(told, Ordering::Relaxed);
+        }
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Stripes whose headers a map says to be durable, as bits.
     pub fn durable(&self) -> u32 {
         let maps = self.maps();
@@ -152,8 +175,9 @@ impl Host for SimHost {
             let path = Self::path(&wanted);
             let epoch = wanted.epoch;
             let bytes = begin.into_iter().map(|mapped| AtomicU8::new(mapped as u8)).collect();
-            let (sync_failed, version) = (AtomicBool::new(false), Arc::clone(&self.version));
-            let map = Arc::new(SimMap { identity: wanted, bytes, sync_failed, version });
+            let (sync_failed, is_lost, is_broken) = Default::default();
+            let version = Arc::clone(&self.version);
+            let map = Arc::new(SimMap { identity: wanted, bytes, sync_failed, is_lost, is_broken, version });
             self.maps().insert(path.clone(), Arc::clone(&map));
             self.version.fetch_add(1, Ordering::Relaxed);
             Ok(NewMap { map, epoch, path })

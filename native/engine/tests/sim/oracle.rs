@@ -171,6 +171,14 @@ impl Oracle {
         }
     }
 
+    /// The same, and what was not found is given up: the next flush makes durable what was.
+    pub fn give_up_what_is_not_found(&mut self, found: &[Tag]) {
+        self.survive_process_death(found);
+        for (entries, now) in self.after_loss.iter_mut().zip(&self.now) {
+            entries.extend_from_slice(now);
+        }
+    }
+
     /// Power was lost; the volume reads as `found` since, durably.
     pub fn survive_power_loss(&mut self, found: &[Tag]) {
         self.now.clone_from(&self.after_loss);

@@ -50,6 +50,7 @@ pub fn random_case(seed: u64) -> Case {
         keeps: random.one_in(2),
         ..Setting::plain()
     };
+    setting.loses_map = setting.has_maps && setting.fault_one_in.is_none() && random.one_in(6);
     if random.one_in(8) {
         setting.volume = 2 * STRIPE + 16;
     }

@@ -47,6 +47,8 @@ pub struct Setting {
     pub keeps: bool,
     /// The image changes behind our back at some time.
     pub image_changes: bool,
+    /// Somebody cuts a volatile map short while it is in use.
+    pub loses_map: bool,
 }
 
 impl Setting {
@@ -67,6 +69,7 @@ impl Setting {
             write_through: false,
             keeps: true,
             image_changes: false,
+            loses_map: false,
         }
     }
 

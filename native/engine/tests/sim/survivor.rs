@@ -52,6 +52,8 @@ pub struct Machine {
     pub may_be_failed: bool,
     /// A repair that gives up what has no header is under way, or has been carried out.
     pub is_dropping: bool,
+    /// The map may be lost: an open that is refused for that gives up what only the map knew.
+    pub lacks_map: bool,
     /// Stripes whose headers the map said to be durable when the cut came, as bits.
     pub durable: u32,
 }
@@ -63,6 +65,7 @@ impl Machine {
             ^ u64::from(self.adopts) << 1
             ^ u64::from(self.may_be_failed)
             ^ u64::from(self.is_dropping) << 2
+            ^ u64::from(self.lacks_map) << 3
             ^ u64::from(self.durable) << 8)
     }
 }
@@ -100,12 +103,15 @@ impl Survivors {
         self.disk.tags().extend_from_slice(disk);
         let host = machine.host.copy(None);
         let mut is_repaired = false;
-        let mut opened = self.open(&host, machine.adopts);
+        let mut opened = self.open(&host, machine.adopts, false);
+        if machine.lacks_map && opened.as_ref().is_err_and(|error| error.message().contains("volatile map")) {
+            opened = self.open(&host, machine.adopts, true);
+        }
         if machine.may_be_failed && opened.as_ref().is_err_and(is_sync_failure) {
             at_once(repair(&*self.disk, &host, &self.setting))
                 .map_err(|error| format!("a survivor of a failed sync cannot be repaired: {error}"))?;
             is_repaired = true;
-            opened = self.open(&host, machine.adopts);
+            opened = self.open(&host, machine.adopts, false);
         }
         let volume = opened.map_err(|error| format!("a survivor does not open: {error}"))?;
         let bytes = at_once(volume.read(0, self.setting.volume * SECTOR))
@@ -121,7 +127,7 @@ impl Survivors {
     pub fn refuses(&self, disk: &[Tag], machine: &Machine) -> std::result::Result<(), String> {
         self.disk.tags().clear();
         self.disk.tags().extend_from_slice(disk);
-        let opened = self.open(&machine.host.copy(None), machine.adopts);
+        let opened = self.open(&machine.host.copy(None), machine.adopts, false);
         match opened {
             Ok(volume) => Err(format!("is opened, recovered by {:?}", volume.status().recovered)),
             Err(_) if self.disk.tags()[..] == *disk => Ok(()),
@@ -129,10 +135,11 @@ impl Survivors {
         }
     }
 
-    fn open(&self, host: &Arc<SimHost>, adopts: bool) -> Result<Arc<UbiBdev>> {
+    fn open(&self, host: &Arc<SimHost>, adopts: bool, discard_unpublished: bool) -> Result<Arc<UbiBdev>> {
         let base: Arc<dyn Bdev> = Arc::clone(&self.disk) as Arc<dyn Bdev>;
         let image: Arc<dyn Image> = Arc::clone(&self.image) as Arc<dyn Image>;
-        let options = UbiOptions { copy_on_read: false, ..self.setting.options(Arc::clone(host), adopts) };
+        let options = self.setting.options(Arc::clone(host), adopts);
+        let options = UbiOptions { copy_on_read: false, discard_unpublished, ..options };
         at_once(ubi::open(base, image, options))
     }
 

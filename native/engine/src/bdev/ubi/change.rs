@@ -72,8 +72,7 @@ impl Volume {
             return Ok(());
         }
         let stripes = self.stripes_of(&range);
-        let is_known =
-            self.stripes.is_complete() || self.stripes.all_at_least(stripes.clone(), self.standing.acknowledged_from());
+        let is_known = self.stripes.is_complete() || self.standing.acknowledges(&self.stripes, stripes.clone());
         if is_known {
             self.apply(&range, &change).await?;
         } else {
@@ -82,6 +81,8 @@ impl Volume {
         if fua && !fault!(FuaIgnored) {
             self.flush_round().await?;
         }
+        // A map that was lost meanwhile acknowledges nothing.
+        let is_known = is_known && !self.standing.has_lost_map();
         if is_known || fault!(AnsweredBeforeRound) { Ok(()) } else { self.publish(stripes).await }
     }
 

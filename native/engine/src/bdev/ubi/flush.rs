@@ -122,8 +122,15 @@ impl Volume {
         let mut state = lock(&self.rounds.state);
         assert!(self.standing.is_marked() || fault!(NeverMarked), "a stripe becomes Present on a marked volume");
         // The map first: who sees Present may acknowledge.
-        if let Some(map) = self.standing.map().filter(|_| !fault!(MapAfterAnswer)) {
+        let map = self.standing.map().filter(|_| !fault!(MapAfterAnswer));
+        let is_lost = map.is_some_and(|map| {
             map.set(stripe, Mapped::OnBase);
+            map.is_broken()
+        });
+        if is_lost {
+            drop(state);
+            self.lose_map(); // before anybody sees Present
+            state = lock(&self.rounds.state);
         }
         // Under the lock of the freeze: who sees Present finds the stripe in a set.
         self.stripes.set_present(stripe);
@@ -192,21 +199,27 @@ impl Volume {
 
     /// Carry out the next round; false when nobody has asked for one.
     async fn run_next_round(self: &Arc<Self>) -> bool {
+        // What a map alone has acknowledged before it was lost is frozen by now, or published.
+        let is_map_lost = self.standing.has_lost_map();
         let Some((round, frozen)) = self.freeze() else { return false };
-        let result = self.carry_out(&frozen).await;
+        self.look_at_map(&frozen).await;
+        let mut result = self.carry_out(&frozen).await;
+        if result.is_ok() && !frozen.is_empty() {
+            self.note_durable(&frozen);
+        }
         {
             let mut state = lock(&self.rounds.state);
             state.current = None;
             match &result {
-                Ok(()) => {
-                    self.note_durable(&frozen);
-                    frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe));
-                }
+                Ok(()) => frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe)),
                 Err(_) if fault!(FailedRoundPublishes) => {
                     frozen.iter().for_each(|&stripe| self.stripes.set_published(stripe));
                 }
                 Err(_) => self.thaw(&mut state, &frozen),
             }
+        }
+        if result.is_ok() && is_map_lost {
+            result = self.disown_lost_map().await;
         }
         round.set(result);
         true
@@ -227,9 +240,29 @@ impl Volume {
     }
 
     /// Headers are durable: from now on a base without them is not the one that the map is of.
-    fn note_durable(&self, stripes: &[StripeIndex]) {
+    fn note_durable(self: &Arc<Self>, stripes: &[StripeIndex]) {
         if let Some(map) = self.standing.map().filter(|_| !fault!(DurableNotNoted)) {
             stripes.iter().for_each(|&stripe| map.set(stripe, Mapped::Durable));
+            if map.is_broken() {
+                self.lose_map();
+            }
+        }
+    }
+
+    /// Before stripes are published that perhaps only the map knows: whether it still is where a next process looks.
+    async fn look_at_map(self: &Arc<Self>, frozen: &[StripeIndex]) {
+        if let Some(map) = self.standing.map().filter(|_| !frozen.is_empty()).cloned()
+            && !map.is_in_place().await
+        {
+            self.lose_map();
+        }
+    }
+
+    /// Have a round that nobody waits for.
+    pub fn ask_for_any_round(self: &Arc<Self>) {
+        let mut state = lock(&self.rounds.state);
+        if state.failure.is_none() {
+            self.ask_for_round(&mut state);
         }
     }
 

@@ -1,5 +1,7 @@
 //! What a volume needs of the machine it runs on: which boot it is, and a place that outlives the process.
 
+use std::sync::Arc;
+
 use super::uuid::Uuid;
 use crate::bdev::{BaseIdentity, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
@@ -44,6 +46,16 @@ pub trait VolatileMap: Send + Sync {
     /// Note that this process uses it, for people.
     fn hold(&self) {}
 
+    /// What was noted or asked of late is worth nothing: somebody has cut the map short. A load from memory.
+    fn is_broken(&self) -> bool {
+        false
+    }
+
+    /// Look whether the next process would find it, whole.
+    fn is_in_place(self: Arc<Self>) -> LocalFuture<'static, bool> {
+        Box::pin(std::future::ready(!self.is_broken()))
+    }
+
     /// A flush of the base has failed in this epoch.
     fn sync_failed(&self) -> bool;
 
@@ -52,7 +64,7 @@ pub trait VolatileMap: Send + Sync {
 
 /// A map that was made.
 pub struct NewMap {
-    pub map: std::sync::Arc<dyn VolatileMap>,
+    pub map: Arc<dyn VolatileMap>,
     /// The epoch that was asked for, or a later one where that has a map of another base.
     pub epoch: u64,
     pub path: Vec<u8>,
@@ -81,7 +93,7 @@ pub trait Host: Send + Sync {
         &self,
         path: Vec<u8>,
         wanted: MapIdentity,
-    ) -> LocalFuture<'_, std::result::Result<std::sync::Arc<dyn VolatileMap>, String>>;
+    ) -> LocalFuture<'_, std::result::Result<Arc<dyn VolatileMap>, String>>;
 
     /// Remove a map of this volume and base, or of another boot. That of another base stays: a superblock may be a copy,
     /// and name the map of the volume that it was copied from. So does what cannot be removed.
@@ -111,7 +123,7 @@ impl Host for NoMaps {
         &self,
         _path: Vec<u8>,
         _wanted: MapIdentity,
-    ) -> LocalFuture<'_, std::result::Result<std::sync::Arc<dyn VolatileMap>, String>> {
+    ) -> LocalFuture<'_, std::result::Result<Arc<dyn VolatileMap>, String>> {
         Box::pin(std::future::ready(Err("cannot be looked at without a state directory".into())))
     }
 

@@ -57,7 +57,7 @@ pub async fn consult(
     let wanted = MapIdentity { boot_id, uuid, epoch, base: identity, stripes };
     let map = host.open_map(path.clone(), wanted).await.map_err(|why| missing(&why))?;
     let mapped: Option<Vec<_>> = (0..stripes).map(|stripe| map.get(stripe)).collect();
-    let mapped = mapped.ok_or_else(|| missing("is damaged"))?;
+    let mapped = mapped.filter(|_| !map.is_broken()).ok_or_else(|| missing("is damaged"))?;
     if !fault!(MapNotCompared) {
         compare(request, superblock, &mapped, area)?;
     }

@@ -200,7 +200,7 @@ impl UbiBdev {
             return false;
         }
         volume.stripes.is_complete()
-            || volume.stripes.all_at_least(volume.geometry.stripes_of(start, end), volume.standing.acknowledged_from())
+            || volume.standing.acknowledges(&volume.stripes, volume.geometry.stripes_of(start, end))
     }
 }
 

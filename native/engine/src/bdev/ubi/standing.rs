@@ -4,6 +4,7 @@
 //! minor version 2 keeps bdev_ubi off. With a map a write is acknowledged when its stripes are in it; without one, when
 //! their headers are durable. A volume whose guests only use what is Present stays closed on disk, and that is true.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -13,7 +14,7 @@ use super::host::{MapIdentity, NewMap, VolatileMap};
 use super::layout::{self, MINOR_CLOSED, MINOR_OPEN};
 use super::map_check;
 use super::sectors::SECTOR;
-use super::stripes::State;
+use super::stripes::{State, StripeMap};
 use super::superblock::{Superblock, VolumeState};
 use super::superblocks::{self, Superblocks};
 use super::uuid::Uuid;
@@ -31,6 +32,8 @@ pub struct Standing {
     /// The least state from which a write to a stripe may be acknowledged.
     acknowledged_from: AtomicU8,
     map: OnceLock<Arc<dyn VolatileMap>>,
+    /// Somebody has cut the map short, or removed it.
+    has_lost_map: AtomicBool,
     /// It was not closed cleanly before it was opened.
     pub recovery: Option<Recovery>,
 }
@@ -53,6 +56,7 @@ impl Standing {
             is_marked: AtomicBool::new(map.is_some()),
             acknowledged_from: AtomicU8::new(from as u8),
             map: map.map_or_else(OnceLock::new, OnceLock::from),
+            has_lost_map: AtomicBool::new(false),
             recovery,
         }
     }
@@ -62,8 +66,26 @@ impl Standing {
         self.is_marked.load(Ordering::Acquire)
     }
 
-    pub fn map(&self) -> Option<&dyn VolatileMap> {
-        self.map.get().map(|map| &**map)
+    /// The map that a write to a stripe may be acknowledged by.
+    pub fn map(&self) -> Option<&Arc<dyn VolatileMap>> {
+        self.map.get().filter(|_| !self.has_lost_map())
+    }
+
+    pub fn has_lost_map(&self) -> bool {
+        self.has_lost_map.load(Ordering::Acquire)
+    }
+
+    /// From now on writes wait for the headers of their stripes. True the first time.
+    fn lose_map(&self) -> bool {
+        self.acknowledged_from.store(State::Published as u8, Ordering::Relaxed);
+        !self.has_lost_map.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether a write to stripes in this range may be acknowledged as soon as the base has it.
+    #[inline]
+    pub fn acknowledges(&self, states: &StripeMap, stripes: Range<StripeIndex>) -> bool {
+        // The states first: who sees one that came after the loss of the map sees the loss.
+        states.all_at_least(stripes, self.acknowledged_from()) && !self.has_lost_map()
     }
 
     /// The least state of all touched stripes from which a write may be acknowledged.
@@ -151,6 +173,37 @@ impl Volume {
         let message = format!("no volatile map ({why}): the first write to a stripe waits for its header");
         self.tell(Level::Warning, &message);
         None
+    }
+
+    /// The map is gone: nothing is acknowledged by it any more, and what was is published at once.
+    pub fn lose_map(self: &Arc<Self>) {
+        if fault!(LostMapBelieved) || !self.standing.lose_map() {
+            return;
+        }
+        let path = String::from_utf8_lossy(&self.standing.superblock().map_path).into_owned();
+        let message = format!(
+            "{}: its volatile map {path} was cut short or removed while it was in use; from now on the first write to a \
+             stripe waits for its header, and what only the map knew is published at once: until then a kill loses of it \
+             what was not flushed",
+            self.options.name
+        );
+        self.counters.note_error(Level::Error, &message);
+        self.tell(Level::Error, &message);
+        self.ask_for_any_round();
+    }
+
+    /// Once everything is published: let the disk say that the headers alone count. No round writes headers meanwhile.
+    pub async fn disown_lost_map(self: &Arc<Self>) -> Result<()> {
+        let _turn = self.standing.turn.acquire().await;
+        let before = self.standing.superblock();
+        if before.map_path.is_empty() {
+            return Ok(()); // done, or closed meanwhile
+        }
+        let facts = Superblock { epoch: before.epoch + 1, map_path: Vec::new(), ..before.clone() };
+        self.change_state(facts, MINOR_OPEN).await?;
+        self.tell(Level::Warning, "all is published that only its volatile map knew; it goes on without one");
+        self.forget_map(&before).await;
+        Ok(())
     }
 
     /// Change what the disk says of the volume. Whoever calls it has the turn, and no round writes headers meanwhile.

@@ -41,7 +41,7 @@ impl StateDir {
     }
 }
 
-struct MapFile(SharedMap);
+struct MapFile(SharedMap, PathBuf);
 
 impl VolatileMap for MapFile {
     fn get(&self, stripe: u32) -> Option<Mapped> {
@@ -58,6 +58,14 @@ impl VolatileMap for MapFile {
         }
     }
 
+    fn is_broken(&self) -> bool {
+        self.0.is_broken()
+    }
+
+    fn is_in_place(self: Arc<Self>) -> LocalFuture<'static, bool> {
+        Box::pin(offload::run(move || self.0.is_in_place(&self.1)))
+    }
+
     fn sync_failed(&self) -> bool {
         self.0.load(SYNC_FAILED_AT) != 0
     }
@@ -72,7 +80,7 @@ impl MapFile {
         let mut content = header(wanted).to_vec();
         content.extend(begin.iter().map(|mapped| *mapped as u8));
         let map = SharedMap::create(path, &content, map_bytes(wanted.stripes))?;
-        let file = Self(map);
+        let file = Self(map, path.to_owned());
         file.hold();
         Ok(file)
     }
@@ -99,7 +107,7 @@ impl MapFile {
         if !is_as_expected(BASE_AT) {
             return Err("is that of another base: of another file or device, or it was attached again since".into());
         }
-        Ok(Self(map))
+        Ok(Self(map, path.to_owned()))
     }
 }
 

@@ -37,6 +37,7 @@ impl History<'_> {
         self.sync_failed_before |= self.sync_failed;
         self.image = SimImage::new(&self.case.setting, Some(Arc::clone(&self.base)));
         self.host = self.host.copy(Some(Arc::clone(&self.base)));
+        self.lost_map = None;
         self.must_refuse &= !self.is_repairing;
         self.is_repairing = false;
         if self.image_changed {
@@ -56,7 +57,7 @@ impl History<'_> {
         let disk = uncertain.survivor(setting.tear, &mut self.random);
         let machine = self.machine(cut);
         let found = self.checker.examine(setting, (cut, &disk, &machine), &self.oracle)?;
-        self.host = machine.host;
+        self.host = Arc::clone(&machine.host);
         self.note(|| format!("{cut:?}"), [10, cut as u64, hash(&disk)]);
         self.end_process();
         for progress in &mut self.progress {
@@ -69,7 +70,11 @@ impl History<'_> {
         match cut {
             Cut::ProcessDeath => {
                 self.past.add(Subject::SecondLife);
-                self.oracle.survive_process_death(&found);
+                if machine.lacks_map {
+                    self.oracle.give_up_what_is_not_found(&found);
+                } else {
+                    self.oracle.survive_process_death(&found);
+                }
                 self.base = self.base.after_process_death(&disk);
             }
             Cut::PowerLoss => {
@@ -80,10 +85,36 @@ impl History<'_> {
                 self.must_refuse = false;
                 self.sync_failed_before = false;
                 self.saved = None;
+                self.has_lost_map = false;
             }
         }
         self.begin_process();
         Ok(())
+    }
+
+    /// Somebody cuts the volatile map short.
+    pub(super) fn lose_map(&mut self) {
+        let Some(status) = self.volume.as_ref().map(|volume| volume.status()) else { return };
+        let told = self.random.one_in(2);
+        self.note(|| format!("the map is cut short, told: {told}"), [14, u64::from(told), 0]);
+        // Else it is that of a marking, by this process or by a dead one.
+        let is_in_use = self.host.has_map_at(status.map_path.as_bytes());
+        self.host.lose_maps(told);
+        self.has_lost_map = true;
+        self.lost_map = is_in_use.then_some((told, status.stripes_present));
+        self.past.add(Subject::LostMap);
+    }
+
+    /// A map that is lost acknowledges nothing any more: no stripe that came after it, where stores are told, and none after
+    /// the first round.
+    pub(super) fn check_lost_map(&self) -> Result<(), String> {
+        let (Some((told, present)), Some(volume)) = (self.lost_map, &self.volume) else { return Ok(()) };
+        let status = volume.status();
+        let is_noticed = if told { status.stripes_present > present } else { status.stripes_published > present };
+        match is_noticed && status.acknowledged_by == "map" {
+            true => Err("a map that was cut short goes on to acknowledge".into()),
+            false => Ok(()),
+        }
     }
 
     /// After a repair that gave something up the volume reads as what is left.
@@ -175,7 +206,13 @@ impl History<'_> {
         };
         let is_dropping = self.is_repairing && !self.case.setting.keeps;
         let durable = self.host.durable();
-        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping, durable }
+        // Once it is noticed, and the disk names it no more, every open has to succeed, with all that was acknowledged.
+        let is_disowned = self.volume.as_ref().is_some_and(|volume| {
+            let status = volume.status();
+            status.acknowledged_by == "header" && status.map_path.is_empty()
+        });
+        let lacks_map = self.has_lost_map && cut == Cut::ProcessDeath && !is_disowned;
+        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping, lacks_map, durable }
     }
 
     /// Whether bdev_ubi may have the volume now. After a close that is bound to be, unless a fault is in the way.
