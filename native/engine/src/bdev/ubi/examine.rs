@@ -146,7 +146,8 @@ fn find_zeroed(request: &Request, slots: &[Slot; 2]) -> Result<Found, Refusal> {
     };
     // A format writes one slot, then the other: its cut leaves at most one of them torn.
     let are_damaged = slots.iter().all(|slot| *slot == Slot::Damaged);
-    if request.wipe || !are_damaged && !slots.iter().any(is_of_a_volume) {
+    let is_new = !are_damaged && !slots.iter().any(is_of_a_volume) || is_cut_format(slots);
+    if request.wipe || is_new {
         return Ok(Found::New);
     }
     let message = format!(
@@ -155,6 +156,16 @@ fn find_zeroed(request: &Request, slots: &[Slot; 2]) -> Result<Found, Refusal> {
         request.base
     );
     Err(Refusal::new(Name::ZeroedMagic, message))
+}
+
+/// The last step of a format writes the magic and the clean superblock, in any order; nothing was served yet, and the next
+/// flush finds the other slot clean as well.
+fn is_cut_format(slots: &[Slot; 2]) -> bool {
+    let (Some(first), Some(second)) = (slots[0].valid(), slots[1].valid()) else { return false };
+    first.state == VolumeState::Formatting
+        && second.state == VolumeState::Clean
+        && first.uuid == second.uuid
+        && first.sequence.checked_add(1) == Some(second.sequence)
 }
 
 /// The valid superblock with the highest sequence, None when there is no trace of one.

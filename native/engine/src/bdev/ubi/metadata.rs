@@ -317,7 +317,7 @@ impl Opening<'_> {
         self.superblocks.written(0, facts.clone());
         let sector = IoBuf::from_slice(&self.area[..self.geometry.block_bytes as usize]);
         self.base.write(0, IoData::new(sector), false).await?;
-        self.base.flush().await?;
+        // Without the magic the two slots together still tell of a format that was cut short.
         let facts = Superblock { state: VolumeState::Clean, ..facts };
         self.superblocks.write(self.base, 1, &facts).await?;
         self.base.flush().await?;
