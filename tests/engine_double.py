@@ -386,6 +386,7 @@ def install(patch: pytest.MonkeyPatch, world: World) -> None:
     module.EngineError = EngineError
     module.ERROR_KINDS = [kind.value for kind in ErrorKind]
     module.VERSION = VERSION
+    module.sweep_maps = lambda _state_dir: 0
     module.Engine = functools.partial(Engine, world)
     patch.setitem(sys.modules, "ubi_rpc._native", module)
     patch.setattr(ubi_rpc, "_native", module, raising=False)  # what `from ubi_rpc import` looks at first

@@ -118,6 +118,15 @@ class UbiReport(TypedDict):
     stripes_set: int | None  # headers that are set
     problems: list[UbiProblem]  # empty: nothing is wrong; refused: the first one is why
 
+def sweep_maps(state_dir: str) -> int:
+    """Remove the volatile maps of other boots from a state directory; return how many.
+
+    Only regular files of this user alone, called as a map is and with the header of that very map; none in a directory
+    that other machines have as well.
+
+    Errors: not_found, permission, io: the directory cannot be read.
+    """
+
 def ubi_inspect(
     path: str,
     *,

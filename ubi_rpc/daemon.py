@@ -152,6 +152,7 @@ class Daemon:
             parts.callback(settings.pid_file.unlink, missing_ok=True)
             _write_pid(settings.pid_file)
         _make_state_dir(settings.state_dir)
+        await asyncio.to_thread(_sweep_state_dir, settings.state_dir)
         parts.push_async_callback(engine.shutdown)
         await engine.start(cpus=settings.cpus, reactors=settings.reactors, io_engine=settings.io_engine)
         parts.push_async_callback(lifecycle.stop)
@@ -241,6 +242,17 @@ def _make_state_dir(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         _log.warning("state_dir=%s cannot be used: %s", path, os.strerror(error.errno or errno.EIO))
+
+
+def _sweep_state_dir(path: Path) -> None:
+    """Remove the volatile maps that an earlier boot has left: nobody believes them any more."""
+    try:
+        swept = native.sweep_maps(path)
+    except UbiError as error:
+        _log.debug("state_dir=%s is not swept: %s", path, error)
+        return
+    if swept:
+        _log.info("state_dir=%s had %d volatile maps of earlier boots; removed", path, swept)
 
 
 def _lock_kept(path: Path, parts: AsyncExitStack) -> KeptFile:

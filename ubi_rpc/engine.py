@@ -85,6 +85,16 @@ def error_kinds() -> list[str]:
     return list(_native.ERROR_KINDS)
 
 
+def sweep_maps(state_dir: Path) -> int:
+    """Remove the volatile maps of other boots; return how many. Errors as `_native.sweep_maps`."""
+    from ubi_rpc import _native
+
+    try:
+        return _native.sweep_maps(str(state_dir))
+    except _native.EngineError as error:
+        raise _translated(error) from error
+
+
 def inspect(
     path: str, *, image_path: str | None, stripe_size_kb: int | None, block_size: int | None, wait_s: float
 ) -> UbiReport:

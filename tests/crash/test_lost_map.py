@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
@@ -105,5 +106,24 @@ def test_a_copy_leaves_the_map_of_its_original(unstarted_daemon: Daemon, folder:
     unstarted_daemon.call("nbd_delete_export", export_name="ubi1")
     unstarted_daemon.call("bdev_ubi_delete", name="ubi1")
     assert map_path.exists()
+    _create(unstarted_daemon, image)
+    assert _read(unstarted_daemon, STRIPE) == WRITTEN
+
+
+def test_maps_of_earlier_boots_are_removed_at_the_start(unstarted_daemon: Daemon, folder: Path) -> None:
+    image, map_path = _killed(unstarted_daemon, folder)
+    unstarted_daemon.kill()
+    content = map_path.read_bytes()
+    old = map_path.with_name(f"{uuid.UUID(bytes=bytes(16))}.7.map")
+    header = bytearray(content)
+    header[16:32] = b"b" * 16
+    header[32:48], header[48:56] = bytes(16), (7).to_bytes(8, "little")
+    old.write_bytes(header)
+    old.chmod(0o600)
+    other = map_path.with_name("notes.map")
+    other.write_bytes(header)
+    unstarted_daemon.start().create_aio("base0", folder / "base.raw")
+    assert "had 1 volatile maps of earlier boots" in unstarted_daemon.log_text()
+    assert (old.exists(), other.exists(), map_path.exists()) == (False, True, True)
     _create(unstarted_daemon, image)
     assert _read(unstarted_daemon, STRIPE) == WRITTEN

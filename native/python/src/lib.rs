@@ -20,6 +20,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(tools::ubi_inspect, module)?)?;
     module.add_function(wrap_pyfunction!(tools::ubi_plan_repair, module)?)?;
     module.add_function(wrap_pyfunction!(tools::ubi_repair, module)?)?;
+    module.add_function(wrap_pyfunction!(tools::sweep_maps, module)?)?;
     module.add_class::<engine::PyEngine>()?;
     module.add_class::<bdev::PyBdev>()?;
     module.add_class::<listener::PyNbdListener>()?;

@@ -11,7 +11,7 @@ use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
 use ubi_engine::bdev::ubi::examine::{Recovery, Request};
 use ubi_engine::bdev::ubi::inspect::{self, Problem, Report};
 use ubi_engine::bdev::ubi::repair::{self, Choice};
-use ubi_engine::bdev::ubi::state_dir::StateDir;
+use ubi_engine::bdev::ubi::state_dir::{self, StateDir};
 use ubi_engine::bdev::ubi::superblock::{StoredImage, Superblock};
 use ubi_engine::bdev::ubi::uuid::boot_id;
 use ubi_engine::error::{Error, ErrorKind, Result};
@@ -146,6 +146,13 @@ pub fn ubi_repair(
         exec::block_on(async move { repair::apply(&base, &StateDir::new(None), &request, choice, token).await })
     });
     repaired.map_err(|error: Error| to_python(py, &error))
+}
+
+/// See `_native.pyi`.
+#[pyfunction]
+pub fn sweep_maps(py: Python<'_>, state_dir: PathBuf) -> PyResult<usize> {
+    let swept = py.detach(|| state_dir::sweep(&state_dir));
+    swept.map_err(|error| to_python(py, &Error::from_io(format_args!("read {}", state_dir.display()), &error)))
 }
 
 fn report_dict<'py>(py: Python<'py>, report: &Report) -> PyResult<Bound<'py, PyDict>> {

@@ -50,13 +50,7 @@ impl SharedMap {
     /// `NotFound`; `PermissionDenied` for a symbolic link, anything but a regular file, another's or an open one;
     /// `InvalidData` for another length.
     pub fn open(path: &Path, len: usize) -> io::Result<Self> {
-        let file = open(path, libc::O_RDWR | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)?;
-        let meta = file.metadata()?;
-        // SAFETY: the call has no arguments and cannot fail.
-        let user = unsafe { libc::geteuid() };
-        if !meta.is_file() || meta.uid() != user || meta.mode() & 0o077 != 0 {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
+        let (file, meta) = open_own(path, libc::O_RDWR)?;
         if meta.len() != len as u64 {
             return Err(io::ErrorKind::InvalidData.into());
         }
@@ -113,6 +107,23 @@ impl Drop for SharedMap {
         // SAFETY: the mapping is ours, and nobody holds a reference into it any more.
         let _ = unsafe { libc::munmap(self.bytes.as_ptr().cast(), self.len) };
     }
+}
+
+/// Read the first bytes of a file that this user has made before and nobody else can open.
+///
+/// # Errors
+/// As [`SharedMap::open`]; `UnexpectedEof` for a shorter one.
+pub fn read_own(path: &Path, head: &mut [u8]) -> io::Result<()> {
+    open_own(path, libc::O_RDONLY)?.0.read_exact_at(head, 0)
+}
+
+fn open_own(path: &Path, access: libc::c_int) -> io::Result<(File, std::fs::Metadata)> {
+    let file = open(path, access | libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)?;
+    let meta = file.metadata()?;
+    // SAFETY: the call has no arguments and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    let is_own = meta.is_file() && meta.uid() == user && meta.mode() & 0o077 == 0;
+    if is_own { Ok((file, meta)) } else { Err(io::ErrorKind::PermissionDenied.into()) }
 }
 
 fn open(path: &Path, flags: libc::c_int) -> io::Result<File> {

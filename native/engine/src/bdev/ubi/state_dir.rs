@@ -12,7 +12,8 @@ use super::uuid::{self, Uuid};
 use crate::bdev::{BaseIdentity, LocalFuture};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::offload;
-use crate::sys::shared_map::SharedMap;
+use crate::sys::file::{OpenOptions, StorageFile};
+use crate::sys::shared_map::{self, SharedMap};
 
 const MAGIC: &[u8; 8] = b"ubi_map\0";
 const VERSION: u32 = 2;
@@ -20,6 +21,7 @@ const VERSION_AT: Range<usize> = 8..12;
 const HEADER_BYTES: usize = 4096;
 const BOOT_ID_AT: Range<usize> = 16..32;
 const UUID_AT: Range<usize> = 32..48;
+const EPOCH_AT: Range<usize> = 48..56;
 const BASE_AT: Range<usize> = 56..88;
 const HOLDER_AT: usize = 88;
 const SYNC_FAILED_AT: usize = 92;
@@ -198,6 +200,39 @@ fn remove(path: &[u8], uuid: Uuid, boot_id: Option<Uuid>, base: Option<&BaseIden
     }
 }
 
+/// Remove the maps of other boots, which nobody believes any more: only files of this user alone that have a map's name
+/// and the header that goes with it. Returns how many; none where the directory is another machine's as well.
+///
+/// # Errors
+/// What reading the directory said; a file that cannot be looked at or removed stays.
+pub fn sweep(dir: &Path) -> io::Result<usize> {
+    let Some(boot_id) = uuid::boot_id() else { return Ok(0) };
+    if StorageFile::open(dir, OpenOptions::default())?.is_remote() {
+        return Ok(0);
+    }
+    let paths = std::fs::read_dir(dir)?.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    Ok(paths.filter(|path| is_of_other_boot(path, boot_id) && std::fs::remove_file(path).is_ok()).count())
+}
+
+fn is_of_other_boot(path: &Path, boot_id: Uuid) -> bool {
+    let Some((uuid, epoch)) = path.file_name().and_then(|name| name.to_str()).and_then(parse_name) else {
+        return false;
+    };
+    let mut found = [0; HOLDER_AT];
+    shared_map::read_own(path, &mut found).is_ok()
+        && found[..8] == *MAGIC
+        && found[UUID_AT] == uuid.0
+        && found[EPOCH_AT] == epoch.to_le_bytes()
+        && found[BOOT_ID_AT] != boot_id.0
+}
+
+/// The reverse of `file_name`.
+fn parse_name(name: &str) -> Option<(Uuid, u64)> {
+    let (uuid, epoch) = name.strip_suffix(".map")?.split_once('.')?;
+    let parsed = (uuid.parse().ok()?, epoch.parse().ok()?);
+    (file_name(parsed.0, parsed.1) == name).then_some(parsed)
+}
+
 impl Host for StateDir {
     fn boot_id(&self) -> Option<Uuid> {
         self.boot_id
@@ -292,6 +327,34 @@ mod tests {
         let after_boot = MapIdentity { boot_id: Uuid([5; 16]), ..wanted() };
         assert_eq!(create(dir.path(), after_boot, &BEGIN).expect("made").epoch, 7, "another boot's says nothing");
         assert!(create(&dir.path().join("no"), wanted(), &BEGIN).is_err());
+    }
+
+    #[test]
+    fn maps_of_other_boots_are_swept_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let make = |boot_id, uuid| {
+            let wanted = MapIdentity { boot_id, uuid: Uuid([uuid; 16]), ..wanted() };
+            PathBuf::from(std::ffi::OsString::from_vec(create(dir.path(), wanted, &BEGIN).expect("made").path))
+        };
+        let this_boot = uuid::boot_id().expect("Linux says");
+        let old = [make(Uuid([1; 16]), 1), make(Uuid([2; 16]), 2)];
+        let live = make(this_boot, 3);
+        let renamed = dir.path().join("other.7.map");
+        std::fs::rename(make(Uuid([1; 16]), 4), &renamed).expect("renamed");
+        let misnamed = dir.path().join(file_name(Uuid([9; 16]), 7));
+        std::fs::rename(make(Uuid([1; 16]), 5), &misnamed).expect("renamed");
+        let open_to_all = make(Uuid([1; 16]), 6);
+        std::fs::set_permissions(&open_to_all, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("chmod");
+        let short = dir.path().join(file_name(Uuid([8; 16]), 7));
+        std::fs::write(&short, b"ubi_map\0").expect("written");
+        let link = dir.path().join(file_name(Uuid([1; 16]), 8));
+        std::os::unix::fs::symlink(&old[0], &link).expect("a link");
+        let kept = [&live, &renamed, &misnamed, &open_to_all, &short];
+        assert_eq!(sweep(dir.path()).expect("swept"), 2);
+        assert!(kept.iter().all(|path| path.exists()) && !old.iter().any(|path| path.exists()));
+        assert!(link.symlink_metadata().is_ok());
+        assert_eq!(sweep(dir.path()).expect("swept"), 0);
+        assert!(sweep(&dir.path().join("no")).is_err());
     }
 
     #[test]
