@@ -109,6 +109,25 @@ fn a_failed_owner_gives_the_stripe_back_for_every_kind_of_change() {
 }
 
 #[test]
+fn what_a_failed_write_left_past_the_image_end_is_there_for_bdev_ubi_after_a_clean_close() {
+    run(async {
+        let image_bytes = 3 * STRIPE + 16 * KIB;
+        let image = MemImage::new(pattern(7, image_bytes));
+        let (base, bdev) = volume(&image).await;
+        base.fail(Access::Write, ALL_DATA, 0, libc::EIO, 1);
+        assert_eq!(errno(bdev.write(3 * STRIPE, data(&vec![1; STRIPE as usize]), false).await), libc::EIO);
+        // Half of it has landed, as it may, and past the image end the base is the truth.
+        assert_eq!(read(&bdev, image_bytes, 512).await, [1; 512]);
+        assert_eq!(read(&bdev, 3 * STRIPE, 512).await, image.content[3 * STRIPE as usize..][..512]);
+        bdev.close().await.expect("closed");
+        // Without the header bdev_ubi would fetch the stripe and write zeros there.
+        assert_eq!(headers(&base, 4), [0, 0, 0, 1]);
+        assert_eq!(base.bytes(DATA + 3 * STRIPE..DATA + image_bytes), image.content[3 * STRIPE as usize..]);
+        assert_eq!(base.bytes(DATA + image_bytes..DATA + image_bytes + 512), [1; 512]);
+    });
+}
+
+#[test]
 fn a_fault_in_one_stripe_of_a_request_leaves_the_others_done() {
     run(async {
         let image = image();

@@ -149,18 +149,24 @@ impl<'m> Driver<'m> {
     }
 
     /// Look at used entries up to now; each with its slot and how many bytes the device wrote.
+    ///
+    /// What is published while used_event is being set brings no notification: it is looked for once more.
     pub fn take(&mut self) -> Vec<(u16, u32)> {
         let mut taken = Vec::new();
-        while self.seen != self.used.idx().load() {
-            let entry = self.used.ring().ref_at(usize::from(self.seen % self.num)).expect("an entry").load();
-            taken.push(((entry.id() / 4) as u16, entry.len()));
-            self.seen = self.seen.wrapping_add(1);
+        loop {
+            while self.seen != self.used.idx().load() {
+                let entry = self.used.ring().ref_at(usize::from(self.seen % self.num)).expect("an entry").load();
+                taken.push(((entry.id() / 4) as u16, entry.len()));
+                self.seen = self.seen.wrapping_add(1);
+            }
+            // used_event, for who has negotiated EVENT_IDX; nobody looks at it else.
+            let at = MEMORY_AT + self.index as u64 * RING_BYTES + 0x4000 + 4 + 2 * u64::from(self.num);
+            self.memory.write_obj(self.seen, GuestAddress(at)).expect("in memory");
+            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+            if self.seen == self.used.idx().load() {
+                return taken;
+            }
         }
-        // used_event, for who has negotiated EVENT_IDX; nobody looks at it else.
-        let at = MEMORY_AT + self.index as u64 * RING_BYTES + 0x4000 + 4 + 2 * u64::from(self.num);
-        self.memory.write_obj(self.seen, GuestAddress(at)).expect("in memory");
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        taken
     }
 
     /// Wait for `count` completions, asleep on the call descriptor.

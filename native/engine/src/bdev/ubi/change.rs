@@ -181,6 +181,9 @@ impl Volume {
                 claims.drain(..).for_each(Claim::present);
             }
             let applied = volume.apply(&range, &change).await;
+            if applied.is_err() {
+                volume.standing.note_failed_write();
+            }
             if !fault!(ErrorBecomesSuccess) {
                 applied?;
             }

@@ -36,6 +36,8 @@ pub struct Standing {
     has_lost_map: AtomicBool,
     /// It was not closed cleanly before it was opened.
     pub recovery: Option<Recovery>,
+    /// A write of stripes that were missing has failed: part of it may be on the base.
+    has_failed_write: AtomicBool,
 }
 
 struct Known {
@@ -58,7 +60,13 @@ impl Standing {
             map: map.map_or_else(OnceLock::new, OnceLock::from),
             has_lost_map: AtomicBool::new(false),
             recovery,
+            has_failed_write: AtomicBool::new(false),
         }
+    }
+
+    /// A write of stripes that were missing has failed: part of it may be on the base without their headers.
+    pub fn note_failed_write(&self) {
+        self.has_failed_write.store(true, Ordering::Release);
     }
 
     /// Whether stripes may become Present.
@@ -275,10 +283,12 @@ impl Volume {
         Ok(())
     }
 
-    /// The last stripe, when a cut may have left bytes of a write past the image end in it without its header: they can be
-    /// read, and bdev_ubi's own fetch of the stripe would overwrite them.
+    /// The last stripe, when a cut or an error may have left bytes of a write past the image end in it without its header:
+    /// they can be read, and bdev_ubi's own fetch of the stripe would overwrite them.
     fn tail_in_doubt(&self) -> Option<StripeIndex> {
-        self.standing.recovery?;
+        if self.standing.recovery.is_none() && !self.standing.has_failed_write.load(Ordering::Acquire) {
+            return None;
+        }
         let last = self.geometry.stripes.checked_sub(1)?;
         let has_tail = self.geometry.image_part(last).end < self.geometry.stripe_end(last);
         (has_tail && self.stripes.get(last) == State::Missing && !fault!(TailInDoubtClosed)).then_some(last)
