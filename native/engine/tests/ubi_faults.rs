@@ -118,7 +118,6 @@ fn what_a_failed_write_left_past_the_image_end_is_there_for_bdev_ubi_after_a_cle
         assert_eq!(errno(bdev.write(3 * STRIPE, data(&vec![1; STRIPE as usize]), false).await), libc::EIO);
         // Half of it has landed, as it may, and past the image end the base is the truth.
         assert_eq!(read(&bdev, image_bytes, 512).await, [1; 512]);
-        assert_eq!(read(&bdev, 3 * STRIPE, 512).await, image.content[3 * STRIPE as usize..][..512]);
         bdev.close().await.expect("closed");
         // Without the header bdev_ubi would fetch the stripe and write zeros there.
         assert_eq!(headers(&base, 4), [0, 0, 0, 1]);
