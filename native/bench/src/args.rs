@@ -53,10 +53,13 @@ pub struct Args {
     pub seed: u64,
 }
 
+/// Options without a value.
+const FLAGS: [&str; 2] = ["--busy-poll", "--structured"];
+
 impl Args {
     /// # Errors
     /// What is wrong with the command line, for people.
-    pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut args = Self {
             server: Server::Tcp(String::new()),
             export: String::new(),
@@ -73,21 +76,14 @@ impl Args {
             structured: false,
             seed: 1,
         };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--busy-poll" => args.busy_poll = true,
-                "--structured" => args.structured = true,
-                option => {
-                    let value = words.next().ok_or_else(|| format!("{option} needs a value, or is not an option"))?;
-                    args.set(option, &value)?;
-                }
-            }
-        }
+        words::each_option(words, &FLAGS, |option, value| args.set(option, value))?;
         args.check()
     }
 
     fn set(&mut self, option: &str, value: &str) -> Result<(), String> {
         match option {
+            "--busy-poll" => self.busy_poll = true,
+            "--structured" => self.structured = true,
             "--uri" => (self.server, self.export) = parse_uri(value)?,
             "--socket" => self.server = Server::Unix(value.into()),
             "--tcp" => self.server = Server::Tcp(value.to_owned()),

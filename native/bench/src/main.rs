@@ -25,30 +25,14 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use negotiate::Agreed;
-use ubi_bench::sys;
+use ubi_bench::{program, sys};
 use worker::{Outcome, Window};
 
 /// All workers begin this long after the last one is connected, so that all of them have the same window.
 const LEAD: Duration = Duration::from_millis(20);
 
 fn main() -> ExitCode {
-    let args = match Args::parse(std::env::args().skip(1)) {
-        Ok(args) => Arc::new(args),
-        Err(message) => {
-            eprintln!("nbd-load: {message}\n\n{}", args::USAGE);
-            return ExitCode::from(2);
-        }
-    };
-    match run(&args) {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            eprintln!("nbd-load: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    program::main("nbd-load", args::USAGE, Args::parse(std::env::args().skip(1)), run)
 }
 
 /// Load the server from every connection at once; the report is one JSON object.

@@ -3,6 +3,23 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+/// Go through a command line: `set` is told each option and its value, which is empty for one of `flags`.
+///
+/// # Errors
+/// An option without a value, and what `set` says.
+pub fn each_option(
+    mut words: impl Iterator<Item = String>,
+    flags: &[&str],
+    mut set: impl FnMut(&str, &str) -> Result<(), String>,
+) -> Result<(), String> {
+    while let Some(option) = words.next() {
+        let value = if flags.contains(&option.as_str()) { Some(String::new()) } else { words.next() };
+        let value = value.ok_or_else(|| format!("{option} needs a value, or is not an option"))?;
+        set(&option, &value)?;
+    }
+    Ok(())
+}
+
 /// A number.
 ///
 /// # Errors

@@ -58,10 +58,13 @@ pub struct Args {
     pub seed: u64,
 }
 
+/// Options without a value.
+const FLAGS: [&str; 5] = ["--busy-poll", "--direct", "--verify", "--reconnect", "--until-eof"];
+
 impl Args {
     /// # Errors
     /// What is wrong with the command line, for people.
-    pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+    pub fn parse(words: impl Iterator<Item = String>) -> Result<Self, String> {
         let mut args = Self {
             socket: PathBuf::new(),
             access: Access::Read,
@@ -83,24 +86,17 @@ impl Args {
             reconnect: false,
             seed: 1,
         };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--busy-poll" => args.busy_poll = true,
-                "--direct" => args.direct = true,
-                "--verify" => args.verify = true,
-                "--reconnect" => args.reconnect = true,
-                "--until-eof" => args.until_eof = true,
-                option => {
-                    let value = words.next().ok_or_else(|| format!("{option} needs a value, or is not an option"))?;
-                    args.set(option, &value)?;
-                }
-            }
-        }
+        words::each_option(words, &FLAGS, |option, value| args.set(option, value))?;
         args.check()
     }
 
     fn set(&mut self, option: &str, value: &str) -> Result<(), String> {
         match option {
+            "--busy-poll" => self.busy_poll = true,
+            "--direct" => self.direct = true,
+            "--verify" => self.verify = true,
+            "--reconnect" => self.reconnect = true,
+            "--until-eof" => self.until_eof = true,
             "--socket" => self.socket = value.into(),
             "--rw" => {
                 (self.access, self.random) = match value {

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use args::Args;
 use session::{Inflight, Session, Shared};
+use ubi_bench::program;
 use wire::Connection;
 use worker::{Outcome, Signals, Window, Worker};
 
@@ -41,23 +42,7 @@ const RECONNECT_EVERY: Duration = Duration::from_millis(1);
 const RECONNECT_FOR: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let args = match Args::parse(std::env::args().skip(1)) {
-        Ok(args) => Arc::new(args),
-        Err(message) => {
-            eprintln!("vhost-load: {message}\n\n{}", args::USAGE);
-            return ExitCode::from(2);
-        }
-    };
-    match run(&args) {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(message) => {
-            eprintln!("vhost-load: {message}");
-            ExitCode::FAILURE
-        }
-    }
+    program::main("vhost-load", args::USAGE, Args::parse(std::env::args().skip(1)), run)
 }
 
 type Running = JoinHandle<Result<(Outcome, u16), String>>;

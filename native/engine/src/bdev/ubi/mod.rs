@@ -192,6 +192,23 @@ impl UbiBdev {
         Ok(())
     }
 
+    /// Try a request on the base, in place, and count it if that was all of it.
+    #[inline]
+    fn at_once(
+        &self,
+        op: Op,
+        offset: u64,
+        len: u64,
+        attempt: impl FnOnce(&dyn Bdev, u64) -> Option<Result<()>>,
+    ) -> Option<Result<()>> {
+        let (volume, began) = (&*self.volume, stat::begin());
+        let at = volume.geometry.on_base(offset);
+        let (result, ended) = stat::together(began, || attempt(&*volume.base, at));
+        let result = result?;
+        volume.stat.done_at(op, len, began, ended, &result);
+        Some(result)
+    }
+
     /// Whether a write to the range may go straight to the base and be acknowledged from there.
     #[inline]
     fn is_known(&self, start: u64, end: u64) -> bool {
@@ -215,11 +232,7 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.volume.is_on_base(offset, offset + len) {
             return None;
         }
-        let (volume, began) = (&*self.volume, stat::begin());
-        let (result, ended) = stat::together(began, || volume.base.try_read(volume.geometry.on_base(offset), buf));
-        let result = result?;
-        volume.stat.done_at(Op::Read, len, began, ended, &result);
-        Some(result)
+        self.at_once(Op::Read, offset, len, |base, at| base.try_read(at, buf))
     }
 
     #[inline]
@@ -228,11 +241,7 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.is_known(offset, offset + len) {
             return None;
         }
-        let (volume, began) = (&*self.volume, stat::begin());
-        let (result, ended) = stat::together(began, || volume.base.try_write(volume.geometry.on_base(offset), data));
-        let result = result?;
-        volume.stat.done_at(Op::Write, len, began, ended, &result);
-        Some(result)
+        self.at_once(Op::Write, offset, len, |base, at| base.try_write(at, data))
     }
 
     #[inline]
@@ -241,12 +250,7 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.volume.is_on_base(offset, offset + len) {
             return None;
         }
-        let (volume, began) = (&*self.volume, stat::begin());
-        let at = volume.geometry.on_base(offset);
-        let (result, ended) = stat::together(began, || volume.base.try_read_sg(at, target));
-        let result = result?;
-        volume.stat.done_at(Op::Read, len, began, ended, &result);
-        Some(result)
+        self.at_once(Op::Read, offset, len, |base, at| base.try_read_sg(at, target))
     }
 
     #[inline]
@@ -255,12 +259,7 @@ impl Bdev for UbiBdev {
         if len == 0 || !self.is_known(offset, offset + len) {
             return None;
         }
-        let (volume, began) = (&*self.volume, stat::begin());
-        let at = volume.geometry.on_base(offset);
-        let (result, ended) = stat::together(began, || volume.base.try_write_sg(at, source));
-        let result = result?;
-        volume.stat.done_at(Op::Write, len, began, ended, &result);
-        Some(result)
+        self.at_once(Op::Write, offset, len, |base, at| base.try_write_sg(at, source))
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
