@@ -109,21 +109,30 @@ impl StorageFile {
         // SAFETY: `fd` was just opened and nobody else owns it.
         let file = unsafe { File::from_raw_fd(fd) };
         let mut opened = Self { file, name: name.display().to_string(), direct: options.direct, remote: false };
-        opened.set_blocking()?;
+        opened.set_flags()?;
         opened.remote = opened.file_system().is_none_or(|kind| REMOTE_FILE_SYSTEMS.contains(&kind));
         Ok(opened)
     }
 
     /// Take O_NONBLOCK back, which is for the opening alone: io_uring would answer EAGAIN for ever where the file
-    /// system cannot read without waiting.
-    fn set_blocking(&self) -> io::Result<()> {
+    /// system cannot read without waiting. Times of access are not kept where that is ours to say (O_NOATIME): each read
+    /// would compare them with the clock.
+    fn set_flags(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open; F_GETFL has no argument.
         let flags = unsafe { libc::fcntl(self.raw_fd(), libc::F_GETFL) };
         if flags < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: as above; F_SETFL takes the flag word.
-        let result = unsafe { libc::fcntl(self.raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
+        let flags = flags & !libc::O_NONBLOCK;
+        match self.set_flag_word(flags | libc::O_NOATIME) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.set_flag_word(flags), // another's file
+            other => other,
+        }
+    }
+
+    fn set_flag_word(&self, flags: libc::c_int) -> io::Result<()> {
+        // SAFETY: the descriptor is open; F_SETFL takes the flag word.
+        let result = unsafe { libc::fcntl(self.raw_fd(), libc::F_SETFL, flags) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -283,6 +292,11 @@ impl StorageFile {
     /// preadv2(2) into memory that others share, with `nowait` only what is in the page cache; may read less.
     pub fn preadv(&self, target: &SgList, offset: u64, nowait: bool) -> io::Result<usize> {
         let (iovecs, flags) = (target.iovecs(), if nowait { libc::RWF_NOWAIT } else { 0 });
+        if let ([one], 0) = (iovecs, flags) {
+            // SAFETY: the iovec describes a mapping that the list keeps and that nobody has references into.
+            let result = unsafe { libc::pread(self.raw_fd(), one.iov_base, one.iov_len, offset.cast_signed()) };
+            return check(result as libc::c_long);
+        }
         let (first, count) = (iovecs.as_ptr(), iovecs.len() as libc::c_int);
         // SAFETY: the iovecs describe mappings that the list keeps and that nobody has references into.
         let result = unsafe { libc::preadv2(self.raw_fd(), first, count, offset.cast_signed(), flags) };
@@ -292,6 +306,11 @@ impl StorageFile {
     /// pwritev2(2) from memory that others share, with RWF_DSYNC if asked for; may write less.
     pub fn pwritev(&self, source: &SgList, offset: u64, dsync: bool) -> io::Result<usize> {
         let (iovecs, flags) = (source.iovecs(), if dsync { libc::RWF_DSYNC } else { 0 });
+        if let ([one], 0) = (iovecs, flags) {
+            // SAFETY: the iovec describes a mapping that the list keeps; the kernel only reads it.
+            let result = unsafe { libc::pwrite(self.raw_fd(), one.iov_base, one.iov_len, offset.cast_signed()) };
+            return check(result as libc::c_long);
+        }
         let (first, count) = (iovecs.as_ptr(), iovecs.len() as libc::c_int);
         // SAFETY: the iovecs describe mappings that the list keeps; the kernel only reads them.
         let result = unsafe { libc::pwritev2(self.raw_fd(), first, count, offset.cast_signed(), flags) };
@@ -330,5 +349,28 @@ impl StorageFile {
                 error => Err(error),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_read_leaves_the_time_of_access_and_waits_as_others_do() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("f");
+        std::fs::write(&path, [5; 512]).expect("write");
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let times = std::fs::FileTimes::new().set_accessed(long_ago);
+        File::options().write(true).open(&path).expect("open").set_times(times).expect("times");
+        let file = StorageFile::open(&path, OpenOptions::default()).expect("open");
+        assert_eq!(file.pread(&mut [0; 512], 0).expect("read"), 512);
+        assert_eq!(file.metadata().expect("stat").accessed().expect("a time"), long_ago);
+        // SAFETY: the descriptor is open; F_GETFL has no argument.
+        let flags = unsafe { libc::fcntl(file.raw_fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
     }
 }
