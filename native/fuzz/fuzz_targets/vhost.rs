@@ -90,7 +90,8 @@ fn walk(data: &[u8]) {
         let addresses = RingAddresses { index: 0, flags: 0, descriptors, used, available, log: 0 };
         let mut ring = Ring::new(memory, RingPlace { num: NUM, addresses }, 0, true).expect("a ring");
         for _ in 0..=NUM {
-            let Ok(Some(head)) = ring.take_head() else { return };
+            let Ok(1..) = ring.waiting() else { return };
+            let Ok(head) = ring.take_head() else { return };
             assert!(head < NUM);
             let Ok(chain) = ring.chain(memory, head, true) else { continue };
             let segments = chain.readable.iter().chain(&chain.writable);

@@ -63,6 +63,14 @@ impl SgList {
         self.len == 0
     }
 
+    /// Leave all pieces out. One mapping is kept, for the next pieces are likely to lie there.
+    #[inline]
+    pub fn begin_anew(&mut self) {
+        self.pieces.clear();
+        self.owners.truncate(1);
+        self.len = 0;
+    }
+
     /// The pieces, as system calls take them.
     pub fn iovecs(&self) -> &[libc::iovec] {
         &self.pieces
@@ -139,6 +147,22 @@ mod tests {
         assert_eq!(lens(&list), [8]);
         list.advance(8);
         assert!(list.is_empty() && list.iovecs().is_empty());
+    }
+
+    #[test]
+    fn a_list_that_begins_anew_keeps_one_mapping_and_no_piece() {
+        let (one, other) = (mapping(), mapping());
+        let mut list = SgList::default();
+        for _ in 0..3 {
+            list.begin_anew();
+            assert!(list.is_empty() && list.iovecs().is_empty());
+            assert!(list.push(&one, 0, 8) && list.push(&other, 0, 8));
+            assert_eq!((lens(&list), list.len()), (vec![8, 8], 16));
+        }
+        list.begin_anew();
+        assert_eq!((Arc::strong_count(&one), Arc::strong_count(&other)), (2, 1));
+        assert!(list.push(&one, 0, 8));
+        assert_eq!(Arc::strong_count(&one), 2, "it is counted once");
     }
 
     #[test]

@@ -145,18 +145,26 @@ impl GuestMemory {
     #[inline]
     pub fn pieces(&self, segments: &[Segment]) -> Option<SgList> {
         let mut list = SgList::default();
-        for segment in segments {
-            let (mut address, mut left) = (segment.address, segment.len as usize);
-            while left > 0 {
-                let (region, offset, now) = self.part(address, left)?;
-                if !list.push(&region.mapping, offset, now) {
-                    return None;
-                }
-                left -= now;
-                address = address.checked_add(now as u64).or_else(|| (left == 0).then_some(0))?;
-            }
+        self.find_pieces(segments, &mut list).then_some(list)
+    }
+
+    /// The same in a list that is there already, instead of what it held; false for None.
+    #[inline]
+    pub fn find_pieces(&self, segments: &[Segment], list: &mut SgList) -> bool {
+        list.begin_anew();
+        segments.iter().all(|segment| self.add_pieces(segment, list).is_some())
+    }
+
+    #[inline]
+    fn add_pieces(&self, segment: &Segment, list: &mut SgList) -> Option<()> {
+        let (mut address, mut left) = (segment.address, segment.len as usize);
+        while left > 0 {
+            let (region, offset, now) = self.part(address, left)?;
+            list.push(&region.mapping, offset, now).then_some(())?;
+            left -= now;
+            address = address.checked_add(now as u64).or_else(|| (left == 0).then_some(0))?;
         }
-        Some(list)
+        Some(())
     }
 
     /// Contiguous memory by the frontend's own address.

@@ -22,11 +22,14 @@ use crate::frontend::budget::{Account, Permit};
 use crate::reactor::sync::Promise;
 use crate::reactor::{Place, exec, io};
 use crate::sys::eventfd::EventFd;
+use crate::sys::sg_list::SgList;
 
 /// Requests that are taken in a row.
 const BATCH: usize = 32;
 /// Requests that are done before they are published: the driver goes on with them while the rest is worked on.
 const PUBLISH: usize = 8;
+/// The same while the driver sleeps: to wake it takes as long as several requests that are done in place.
+const PUBLISH_ASLEEP: usize = 16;
 /// Batches in a row after which other tasks of the reactor get a turn.
 const TURN: u32 = 4;
 
@@ -109,6 +112,10 @@ struct Queue {
     /// Heads that are in flight: none can be made available again before it is answered.
     taken: RefCell<Vec<bool>>,
     done: RefCell<Vec<(u16, u32)>>,
+    /// The driver wanted to be notified of what was published last.
+    driver_sleeps: Cell<bool>,
+    /// Where a request that is done in place has its pieces of memory.
+    pieces: RefCell<SgList>,
     publisher: RefCell<Option<Waker>>,
     finished: Cell<bool>,
     held: Held,
@@ -148,6 +155,8 @@ impl Queue {
             account: Account::new(Arc::clone(&device.budget)),
             device,
             done: RefCell::new(Vec::new()),
+            driver_sleeps: Cell::new(false),
+            pieces: RefCell::default(),
             publisher: RefCell::new(None),
             finished: Cell::new(false),
             held: Held {
@@ -222,11 +231,12 @@ impl Queue {
 
     /// Answer or start a batch of requests.
     fn take_batch(self: &Rc<Self>) -> Result<Taken, Violation> {
-        for count in 0..BATCH {
+        let waiting = usize::from(self.ring.borrow().waiting()?);
+        if waiting == 0 {
+            return Ok(Taken::Nothing);
+        }
+        for _ in 0..waiting.min(BATCH) {
             let head = self.ring.borrow_mut().take_head()?;
-            let Some(head) = head else {
-                return Ok(if count == 0 { Taken::Nothing } else { Taken::Some });
-            };
             let request = self.request(head)?;
             if let Some(inflight) = &mut *self.inflight.borrow_mut() {
                 inflight.take(head);
@@ -235,7 +245,8 @@ impl Queue {
                 Some(permit) => self.start(request, permit),
                 None => return Ok(Taken::OverBudget(request)),
             }
-            if self.done.borrow().len() >= PUBLISH {
+            let enough = if self.driver_sleeps.get() { PUBLISH_ASLEEP } else { PUBLISH };
+            if self.done.borrow().len() >= enough {
                 self.publish();
             }
         }
@@ -252,15 +263,19 @@ impl Queue {
     }
 
     fn start(self: &Rc<Self>, request: Request, permit: Permit) {
-        self.device.in_flight.fetch_add(1, Ordering::Relaxed);
-        match self.target().try_execute(&request) {
+        let tried = self.target().try_execute(&request, &mut self.pieces.borrow_mut());
+        match tried {
             Tried::Done(outcome) => self.finish(&request, outcome, permit),
-            Tried::Later => exec::spawn(Rc::clone(self).execute(request, permit)),
+            Tried::Later => {
+                self.device.in_flight.fetch_add(1, Ordering::Relaxed);
+                exec::spawn(Rc::clone(self).execute(request, permit));
+            }
         }
     }
 
     async fn execute(self: Rc<Self>, request: Request, permit: Permit) {
         let outcome = self.target().execute(&request).await;
+        self.device.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.finish(&request, outcome, permit);
         self.wake_publisher();
     }
@@ -272,20 +287,19 @@ impl Queue {
             self.device.log.mark(request.written_ranges());
         }
         self.done.borrow_mut().push((request.head, written));
-        self.device.in_flight.fetch_sub(1, Ordering::Relaxed);
         drop(permit);
     }
 
     /// Show the guest everything that is done, and notify it once.
     fn publish(&self) {
-        let done = std::mem::take(&mut *self.done.borrow_mut());
+        let mut done = self.done.borrow_mut();
         if done.is_empty() {
             return;
         }
         let wanted = {
             let (mut ring, mut taken) = (self.ring.borrow_mut(), self.taken.borrow_mut());
             let inflight = self.inflight.borrow();
-            for &(head, written) in &done {
+            for &(head, written) in &*done {
                 taken[usize::from(head)] = false;
                 if let Some(inflight) = &*inflight {
                     inflight.prepare(head);
@@ -301,10 +315,12 @@ impl Queue {
             }
             ring.wants_notification()
         };
+        self.driver_sleeps.set(wanted);
         if wanted {
             self.notify();
         }
         self.count(done.len());
+        done.clear();
     }
 
     /// Notify the guest, now or when its rate of requests says so.

@@ -8,6 +8,7 @@ use super::ring::{Chain, Segment, Violation};
 use crate::bdev::{self, Bdev, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::sg_list::SgList;
 
 use smallvec::SmallVec;
 use virtio_bindings::virtio_blk::{
@@ -239,11 +240,11 @@ impl Target<'_> {
         Ok(())
     }
 
-    /// Carry out what needs no waiting.
-    pub fn try_execute(&self, request: &Request) -> Tried {
+    /// Carry out what needs no waiting; `pieces` is a list to use for that, whatever it holds.
+    pub fn try_execute(&self, request: &Request, pieces: &mut SgList) -> Tried {
         let tried = match request.command {
-            Command::Read { offset } => self.try_read(request, offset),
-            Command::Write { offset } => self.try_write(request, offset),
+            Command::Read { offset } => self.try_read(request, offset, pieces),
+            Command::Write { offset } => self.try_write(request, offset, pieces),
             Command::GetId => Ok(Tried::Done(self.get_id(request))),
             Command::Refused(status) => Ok(Tried::Done(Outcome { status, written: 0 })),
             Command::Flush | Command::Discard | Command::WriteZeroes => Ok(Tried::Later),
@@ -251,26 +252,24 @@ impl Target<'_> {
         tried.unwrap_or_else(|error| Tried::Done(Outcome::of(&Err(error))))
     }
 
-    fn try_read(&self, request: &Request, offset: u64) -> Result<Tried> {
+    fn try_read(&self, request: &Request, offset: u64, pieces: &mut SgList) -> Result<Tried> {
         self.check(offset, request.data_len)?;
-        if request.data_len > INLINE_BYTES {
+        if request.data_len > INLINE_BYTES || !self.memory.find_pieces(&request.data, pieces) {
             return Ok(Tried::Later);
         }
-        let Some(target) = self.memory.pieces(&request.data) else { return Ok(Tried::Later) };
-        match self.bdev.try_read_sg(offset, &target) {
+        match self.bdev.try_read_sg(offset, pieces) {
             Some(read) => self.unless_gone(read).map(|()| Tried::Done(Outcome::full(request))),
             None => Ok(Tried::Later),
         }
     }
 
-    fn try_write(&self, request: &Request, offset: u64) -> Result<Tried> {
+    fn try_write(&self, request: &Request, offset: u64, pieces: &mut SgList) -> Result<Tried> {
         self.refuse_readonly()?;
         self.check(offset, request.data_len)?;
-        if self.write_through || request.data_len > INLINE_BYTES {
+        if self.write_through || request.data_len > INLINE_BYTES || !self.memory.find_pieces(&request.data, pieces) {
             return Ok(Tried::Later);
         }
-        let Some(source) = self.memory.pieces(&request.data) else { return Ok(Tried::Later) };
-        match self.bdev.try_write_sg(offset, &source) {
+        match self.bdev.try_write_sg(offset, pieces) {
             Some(written) => self.unless_gone(written).map(|()| Tried::Done(Outcome::OK)),
             None => Ok(Tried::Later),
         }

@@ -133,22 +133,19 @@ impl Ring {
         Ok(waiting)
     }
 
-    /// Take the next head, if one waits.
+    /// Take the next head of those that `waiting` has counted.
     ///
     /// # Errors
-    /// An index that is too far ahead, or a head outside of the ring.
+    /// A head outside of the ring.
     #[inline]
-    pub fn take_head(&mut self) -> Checked<Option<u16>> {
-        if self.waiting()? == 0 {
-            return Ok(None);
-        }
+    pub fn take_head(&mut self) -> Checked<u16> {
         let slot = usize::from(self.next_available & (self.num - 1));
         let head = self.available.load_u16(4 + slot * 2);
         if head >= self.num && !fault!(HeadTrusted) {
             return violation(format!("head {head} in a ring of {}", self.num));
         }
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(head))
+        Ok(head)
     }
 
     /// Read the chain that starts at `head` (below the ring's size).
