@@ -89,6 +89,37 @@ def test_a_full_disk_fails_writes_alone_and_is_forgotten_when_it_is_not(full: Fu
         assert client.read_all() == expected
 
 
+def test_large_writes_that_find_no_room_fail_alone_and_the_next_ones_are_not_mixed_with_them(
+    daemon: Daemon, folder: Path, small_disk: Path
+) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(2 * MIB + 100_000))  # so that room ends in the middle of a write
+    daemon.create_aio("base0", make_sparse(small_disk / "base.raw", 8 * MIB), cache="writeback")
+    daemon.call("nbd_create_export", bdev_name="base0")
+    large, expected = 128 << 10, bytearray(8 * MIB)
+    random = rng("no room for large writes")
+    refused = []
+    with daemon.client("base0") as client:
+        for at in range(0, len(expected), large):
+            data = random.randbytes(large)
+            try:
+                client.write(at, data)
+            except NbdError as error:
+                refused.append(at)
+                assert error.errno == errno.ENOSPC
+                now = client.read(at, large)
+                written = next((i for i in range(large) if now[i] != data[i]), large)
+                assert now == data[:written] + bytes(large - written)  # as much as there was room for, and old bytes
+                data = now
+            expected[at : at + large] = data
+        assert len(refused) > 32
+        ballast.unlink()
+        for at in refused[:8]:
+            expected[at : at + large] = random.randbytes(large)
+            client.write(at, expected[at : at + large])
+        assert client.read_all() == expected
+
+
 def test_a_volume_on_a_full_disk_can_be_closed(full: FullDisk) -> None:
     with full.daemon.client("ubi0") as client:
         for stripe in range(IMAGE_BYTES // STRIPE):

@@ -77,6 +77,33 @@ fn large_writes_behind_one_another_all_arrive_however_they_are_cut() {
     });
 }
 
+/// Pieces that take a page each wherever they are kept: many more pages than the payload has.
+#[test]
+fn a_large_write_in_small_pieces_arrives_and_so_do_those_around_it() {
+    on_every_engine(|server| {
+        for export in exports(server) {
+            let mut client = server.connect(export, &Wish::new(Dialect::Simple));
+            client.write(0, &pattern(0, 0, SIZE));
+            for (turn, piece) in [(1, 301), (2, 4097), (3, LARGE as usize), (4, 150)] {
+                for cookie in 0..3 {
+                    let place = cookie * 3 * LARGE + turn * 512;
+                    let mut stream = &client.stream;
+                    stream.write_all(&client.request(WRITE, 0, cookie, place, LARGE)).expect("header");
+                    let data = pattern(turn, place, LARGE);
+                    data.chunks(piece).for_each(|piece| stream.write_all(piece).expect("a piece"));
+                }
+                let mut cookies: Vec<u64> = (0..3).map(|_| client.reply(0, 0)).map(|reply| reply.cookie).collect();
+                cookies.sort_unstable();
+                assert_eq!(cookies, [0, 1, 2], "{export}");
+                for cookie in 0..3 {
+                    let place = cookie * 3 * LARGE + turn * 512;
+                    assert!(client.read(place, LARGE) == pattern(turn, place, LARGE), "{export} {piece} {cookie}");
+                }
+            }
+        }
+    });
+}
+
 /// Cookie and error of the next reply without a payload, whichever request it is to.
 fn any_reply(client: &mut Client, dialect: Dialect) -> (u64, u32) {
     let mut bytes = [0; 32];

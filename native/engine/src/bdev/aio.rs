@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
+use crate::sys::pipe::Pipe;
 use crate::sys::sg_list::SgList;
 use crate::sys::{clock, lock};
 
@@ -260,6 +261,19 @@ impl Bdev for AioBdev {
         }
         let began = stat::begin();
         self.written_inline(self.file.pwritev(source, offset, false), source.len(), began)
+    }
+
+    fn takes_pipe(&self, _offset: u64, len: usize) -> bool {
+        self.may_write_inline(len)
+    }
+
+    fn try_write_pipe(&self, offset: u64, pipe: &Pipe) -> Option<Result<()>> {
+        let len = pipe.len();
+        if !self.may_write_inline(len) {
+            return None;
+        }
+        let began = stat::begin();
+        self.written_inline(pipe.drain_to(&self.file, offset).map(|()| len), len, began)
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {

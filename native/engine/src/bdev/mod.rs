@@ -22,6 +22,7 @@ use extent::{Extent, ExtentState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::StorageFile;
+use crate::sys::pipe::Pipe;
 use crate::sys::sg_list::SgList;
 pub use stat::IoStat;
 use stat::LentReads;
@@ -194,6 +195,17 @@ pub trait Bdev: Send + Sync {
     /// Write from memory that others share, if its bytes are used once, in place and unseen; None declines, and nothing
     /// happened. With `fua` it is durable on return.
     fn write_sg(&self, _offset: u64, _source: SgList, _fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
+        None
+    }
+
+    /// Whether `try_write_pipe` is worth a try. What it says of now may be otherwise by then.
+    fn takes_pipe(&self, _offset: u64, _len: usize) -> bool {
+        false
+    }
+
+    /// Write all that a pipe holds at once if that needs no waiting; None declines. What is gone from the pipe then was
+    /// written, from `offset` on; what is left was not.
+    fn try_write_pipe(&self, _offset: u64, _pipe: &Pipe) -> Option<Result<()>> {
         None
     }
 

@@ -13,6 +13,7 @@ pub mod mapping;
 pub mod memfd;
 pub mod memory;
 pub mod op;
+pub mod pipe;
 pub mod sg_list;
 pub mod shared_map;
 pub mod sigbus;

@@ -52,6 +52,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
 use crate::image::Image;
 use crate::sys::buf::{IoBuf, IoData};
+use crate::sys::pipe::Pipe;
 use crate::sys::sg_list::SgList;
 use change::Change;
 use host::{Host, Mapped};
@@ -260,6 +261,20 @@ impl Bdev for UbiBdev {
             return None;
         }
         self.at_once(Op::Write, offset, len, |base, at| base.try_write_sg(at, source))
+    }
+
+    fn takes_pipe(&self, offset: u64, len: usize) -> bool {
+        let volume = &*self.volume;
+        let is_known = len != 0 && self.is_known(offset, offset + len as u64);
+        is_known && volume.base.takes_pipe(volume.geometry.on_base(offset), len)
+    }
+
+    fn try_write_pipe(&self, offset: u64, pipe: &Pipe) -> Option<Result<()>> {
+        let len = pipe.len() as u64;
+        if len == 0 || !self.is_known(offset, offset + len) {
+            return None;
+        }
+        self.at_once(Op::Write, offset, len, |base, at| base.try_write_pipe(at, pipe))
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {

@@ -4,6 +4,7 @@ use std::io;
 
 use super::proto::EXTENDED_REQUEST_BYTES;
 use super::stream::Stream;
+use crate::sys::pipe::Pipe;
 
 /// Large enough for 32 writes of 4 KiB and then some.
 const CAPACITY: usize = 256 << 10;
@@ -13,17 +14,30 @@ pub struct Receive {
     buf: Box<[u8]>,
     start: usize,
     end: usize,
-    /// The last request brought a large payload, so the next one may: its header alone is taken at first, since what
-    /// comes in here of a payload has to be copied to where it belongs.
-    after_payload: bool,
+    /// How many headers more are taken alone, since one of the last requests brought a large payload: the next may, and
+    /// what comes in here of a payload has to be copied to where it belongs.
+    headers_alone: u32,
+    /// Length of a request's header.
+    header_len: usize,
 }
 
-/// One header and little more.
-const HEADER_MAX: usize = EXTENDED_REQUEST_BYTES;
+/// Receives after a large payload that take a header alone.
+const HEADERS_ALONE: u32 = 4;
 
 impl Receive {
     pub fn new() -> Self {
-        Self { buf: vec![0; CAPACITY].into_boxed_slice(), start: 0, end: 0, after_payload: false }
+        let buf = vec![0; CAPACITY].into_boxed_slice();
+        Self { buf, start: 0, end: 0, headers_alone: 0, header_len: EXTENDED_REQUEST_BYTES }
+    }
+
+    /// Say how long a request's header is from now on.
+    pub fn set_header_len(&mut self, len: usize) {
+        self.header_len = len;
+    }
+
+    /// Take the next headers alone: a request has brought a large payload.
+    pub fn expect_payloads(&mut self) {
+        self.headers_alone = HEADERS_ALONE;
     }
 
     /// Largest payload that is received here as a whole.
@@ -52,11 +66,15 @@ impl Receive {
     /// Receive what is there; Ok(0) is the end of the stream.
     fn fill(&mut self, stream: &Stream) -> io::Result<usize> {
         self.make_room();
+        let has = self.end - self.start;
         let room = &mut self.buf[self.end..];
-        let most = if self.after_payload { HEADER_MAX } else { room.len() };
+        let is_alone = self.headers_alone > 0 && has < self.header_len;
+        let most = if is_alone { self.header_len - has } else { room.len() };
         let count = stream.recv(&mut room[..most])?;
         self.end += count;
-        self.after_payload = false;
+        if is_alone && count == most {
+            self.headers_alone -= 1;
+        }
         Ok(count)
     }
 
@@ -70,13 +88,21 @@ impl Receive {
     /// Returns the bytes that went into `payload` and all that was received.
     pub fn try_fill_payload(&mut self, stream: &Stream, payload: &mut [u8]) -> Option<io::Result<(usize, usize)>> {
         debug_assert!(self.data().is_empty(), "the payload continues what was consumed");
-        let received = unless_empty(|| stream.recv_two(payload, &mut self.buf[..HEADER_MAX]))?;
+        let received = unless_empty(|| stream.recv_two(payload, &mut self.buf[..self.header_len]))?;
         Some(received.map(|count| {
             let own = count.min(payload.len());
             (self.start, self.end) = (0, count - own);
-            self.after_payload = true;
+            self.expect_payloads();
             (own, count)
         }))
+    }
+
+    /// Receive at most `most` bytes of a payload into a pipe; None when nothing is there, or the pipe is full.
+    pub fn try_fill_pipe(&mut self, stream: &Stream, pipe: &Pipe, most: usize) -> Option<io::Result<usize>> {
+        debug_assert!(self.data().is_empty(), "the payload continues what was consumed");
+        let received = unless_empty(|| stream.splice(pipe, most));
+        self.expect_payloads();
+        received
     }
 }
 

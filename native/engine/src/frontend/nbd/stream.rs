@@ -11,6 +11,7 @@ use crate::events::Level;
 use crate::reactor::sync::lock;
 use crate::reactor::{io as socket_io, offload};
 use crate::sys::file::StorageFile;
+use crate::sys::pipe::Pipe;
 use crate::sys::socket::Socket;
 
 /// Bytes to and from one client.
@@ -87,6 +88,17 @@ impl Stream {
             None => self.socket.recv_two(first, second),
             Some(tls) => tls.recv(first),
         }
+    }
+
+    /// Receive at most `most` bytes into a pipe, as they are.
+    ///
+    /// # Errors
+    /// What the socket says; `Unsupported` under TLS, where nothing arrives as it is.
+    pub fn splice(&self, pipe: &Pipe, most: usize) -> io::Result<usize> {
+        if self.is_encrypted() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        pipe.fill_from(&self.socket, most)
     }
 
     /// Send what fits. Under TLS some of what was taken may wait for `flush`.

@@ -4,11 +4,13 @@
 //! place; everything else runs as a task, so a request that waits for a stripe holds up nobody (INV-4).
 //!
 //! - `negotiate`: the handshake on the socket
+//! - `payload`: receiving large writes
 //! - `check`, `execute`, `reply`: one request
 
 mod check;
 mod execute;
 mod negotiate;
+mod payload;
 mod reply;
 
 use std::cell::{Cell, RefCell};
@@ -30,15 +32,13 @@ use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind};
 use crate::frontend::budget::{Account, Permit};
 use crate::reactor::{exec, io as socket_io};
-use crate::sys::buf::IoBuf;
 use crate::sys::socket::Socket;
+use payload::PayloadPipe;
 
 /// A client has this long to say which export it wants.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// A client that takes no replies has this long before its drain is given up.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
-/// A client that stops in the middle of a payload holds memory that others wait for: it has this long to go on.
-const PAYLOAD_STALL_TIME: Duration = Duration::from_secs(60);
 /// Receives in a row after which other tasks get a turn, whether they ask or not.
 const TURN: u32 = 8;
 
@@ -52,6 +52,7 @@ pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
         return stream.close();
     };
     let connection = Rc::new(Connection::new(stream, session, shared));
+    receive.set_header_len(connection.header_len());
     exec::spawn(Rc::clone(&connection).write_loop());
     connection.read_loop(&mut receive).await;
     connection.drain().await;
@@ -73,6 +74,8 @@ struct Connection {
     /// A task finished a reply that the write loop has to send.
     dirty: Cell<bool>,
     turn: Cell<u32>,
+    /// Where large payloads wait for the file that they are meant for.
+    pipe: PayloadPipe,
     writer: RefCell<Option<Waker>>,
     /// Waits for the output to shrink.
     reader: RefCell<Option<Waker>>,
@@ -109,6 +112,7 @@ impl Connection {
             finished: Cell::new(false),
             dirty: Cell::new(false),
             turn: Cell::new(0),
+            pipe: PayloadPipe::default(),
             writer: RefCell::new(None),
             reader: RefCell::new(None),
         }
@@ -200,7 +204,12 @@ impl Connection {
             }
             let payload = &data[header_len..header_len + payload_len];
             match self.execute(&request, payload) {
-                Ok(()) => receive.consume(header_len + payload_len),
+                Ok(()) => {
+                    receive.consume(header_len + payload_len);
+                    if payload_len > Receive::WHOLE_MAX {
+                        receive.expect_payloads();
+                    }
+                }
                 Err(stop) => {
                     if matches!(stop, Cut::End) {
                         receive.consume(header_len);
@@ -218,6 +227,10 @@ impl Connection {
         let message =
             format!("a client's requests are out of step (no request starts with {start}): its connection ends");
         self.shared.warn(&self.export().name, message);
+    }
+
+    fn header_len(&self) -> usize {
+        if self.extended() { proto::EXTENDED_REQUEST_BYTES } else { proto::REQUEST_BYTES }
     }
 
     /// The next request and the length of its header, None while that is not complete; Some(None) is no request.
@@ -339,82 +352,6 @@ impl Connection {
     fn note_received(&self, received: io::Result<usize>) -> bool {
         socket_io::note_activity(self.session.id());
         received.is_ok_and(|count| count > 0)
-    }
-
-    /// Receive the rest of a large payload into its own buffer, then start the write.
-    async fn receive_payload(self: &Rc<Self>, receive: &mut Receive, request: Request, have: usize) -> bool {
-        let len = request.length as usize;
-        let permit = match self.account.try_take(len) {
-            Some(permit) => permit,
-            None => {
-                self.flush();
-                self.account.take(len).await
-            }
-        };
-        let mut buf = IoBuf::new(len);
-        buf[..have].copy_from_slice(receive.data());
-        receive.consume(have);
-        let mut filled = have;
-        while filled < len {
-            let Some((own, all)) = self.receive_part(receive, &mut buf[filled..]).await else { return false };
-            if all == 0 {
-                return false;
-            }
-            filled += own;
-        }
-        socket_io::note_activity(self.session.id());
-        self.start_received_write(receive, request, buf, permit).await;
-        true
-    }
-
-    /// Receive some of a payload and what follows it; None when the client is gone or has stopped for too long.
-    async fn receive_part(&self, receive: &mut Receive, payload: &mut [u8]) -> Option<(usize, usize)> {
-        loop {
-            if let Some(received) = receive.try_fill_payload(&self.stream, payload) {
-                return received.ok();
-            }
-            self.flush();
-            // The client is about to send the rest: sleeping costs more than that takes.
-            let only_this = self.account.requests() == 1 && !self.blocked.get();
-            let attempt = || receive.try_fill_payload(&self.stream, payload);
-            if let Some(received) = if only_this { socket_io::spin(attempt) } else { None } {
-                return received.ok();
-            }
-            let more = socket_io::readable(self.stream.raw_fd());
-            if let exec::Either::Right(()) = exec::race(more, exec::sleep(PAYLOAD_STALL_TIME)).await {
-                return None;
-            }
-        }
-    }
-
-    /// Carry out a large write whose payload is here.
-    ///
-    /// To copy it takes longer than to receive it, so where the client has sent more, the backend copies meanwhile.
-    async fn start_received_write(self: &Rc<Self>, receive: &Receive, request: Request, buf: IoBuf, permit: Permit) {
-        if self.is_unaligned(&request) {
-            return self.start_unaligned(request, buf, permit);
-        }
-        let is_alone = receive.data().is_empty() && self.account.requests() == 1;
-        if is_alone && let Some(result) = self.write_in_place(&request, &buf) {
-            return self.reply(&request, &result);
-        }
-        self.start_write(request, buf, permit);
-        exec::yield_now().await;
-    }
-
-    /// Read past a payload that is not wanted.
-    async fn skip_payload(&self, receive: &mut Receive, mut left: u64) -> bool {
-        loop {
-            let now = usize::try_from(left).unwrap_or(usize::MAX).min(receive.data().len());
-            receive.consume(now);
-            left -= now as u64;
-            if left == 0 {
-                return true;
-            }
-            if !negotiate::receive_some(&self.stream, receive).await {
-                return false;
-            }
-        }
     }
 
     /// Sends what tasks have replied, and whatever waits for a full socket.
