@@ -58,7 +58,7 @@ class VhostCell:
     def target(self) -> float | None:
         """The ratio to the better peer that P5 asks for; None: none."""
         if self.block_bytes == LARGE_BYTES:
-            return 1.0
+            return None if self.kind == "malloc" else 1.0  # the device that stores nothing moves nothing either
         match self.kind:
             case "malloc":
                 return 1.3

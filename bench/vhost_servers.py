@@ -77,23 +77,29 @@ def _wait_for_node(process: Process, socket: Path) -> None:
 
 def _start_ours(python: Path, kind: Kind, folder: Path, size_bytes: int, stack: ExitStack) -> Backend:
     daemon = stack.enter_context(Daemon.running(python, folder))
+    image, base = folder / "image.raw", folder / "base.raw"
+    write_image(image, size_bytes)
     if kind == "malloc":
         with daemon.client() as client:
             client.call("bdev_malloc_create", name="disk", num_blocks=size_bytes // BLOCK_BYTES, block_size=BLOCK_BYTES)
+        _copy(daemon, image)  # memory that nobody has written is one page of zeros
+        image.unlink()
         return Backend(OURS, daemon.process, add_controller(daemon, folder, "disk"), None)
-    image, base = folder / "image.raw", folder / "base.raw"
-    write_image(image, size_bytes)
     with base.open("wb") as file:
         file.truncate(size_bytes + UBI_METADATA_BYTES)
     cache = "none" if kind == "direct" else "writeback"
     with daemon.client() as client:
         client.call("bdev_aio_create", name="base", filename=str(base), block_size=BLOCK_BYTES, cache=cache)
     daemon.create_ubi("disk", "base", image)
-    uri = f"nbd+unix:///{daemon.export('disk')}?socket={daemon.nbd_socket}"
-    run(["nbdcopy", "--allocated", str(image), uri])
+    _copy(daemon, image)
     daemon.check_all_present("disk")
     image.rename(folder / "shared.raw")  # every stripe is present: nobody reads it any more
     return Backend(OURS, daemon.process, add_controller(daemon, folder, "disk"), base)
+
+
+def _copy(daemon: Daemon, image: Path) -> None:
+    uri = f"nbd+unix:///{daemon.export('disk')}?socket={daemon.nbd_socket}"
+    run(["nbdcopy", "--allocated", str(image), uri])
 
 
 def add_controller(daemon: Daemon, folder: Path, bdev: str) -> Path:
