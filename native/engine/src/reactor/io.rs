@@ -19,8 +19,14 @@ use crate::sys::cpu;
 
 /// How long a task may look for its next request in place after the last one.
 const SPIN: Duration = Duration::from_micros(50);
-/// The same while storage is at work: its answer is near as a rule, and waking up costs more than that.
-const SPIN_FOR_STORAGE: Duration = Duration::from_micros(100);
+/// The same while storage is at work: its answer is near as a rule, and waking up takes long beside that.
+const SPIN_FOR_STORAGE: Duration = Duration::from_micros(250);
+/// Answers of storage in a row that took longer, after which it is waited for no longer than for anything else, but for
+/// one look of so many.
+const STORAGE_MISSES: u32 = 8;
+const STORAGE_RETRY: u32 = 64;
+/// Who looks and sees the clock jump by so much was off its CPU: others have use for it. Interrupts take less.
+const OFF_CPU: Duration = Duration::from_micros(200);
 /// Batches in a row from one source before spinning for it: with several sources it would delay the others.
 const SPIN_STREAK: u32 = 4;
 /// Failures in a row after which spinning rests, and for how long at most.
@@ -38,6 +44,29 @@ struct Context {
     idle: RefCell<Vec<Idle>>,
     /// When one of them last had work.
     worked: Cell<Instant>,
+    patience: Patience,
+}
+
+/// How long to look for what storage has finished: longer while it tends to be worth it.
+#[derive(Default)]
+struct Patience {
+    misses: Cell<u32>,
+}
+
+impl Patience {
+    fn limit(&self, storage_works: bool) -> Duration {
+        let misses = self.misses.get();
+        let is_patient = misses < STORAGE_MISSES || misses.is_multiple_of(STORAGE_RETRY);
+        if storage_works && is_patient { SPIN_FOR_STORAGE } else { SPIN }
+    }
+
+    fn met(&self) {
+        self.misses.set(0);
+    }
+
+    fn missed(&self) {
+        self.misses.set(self.misses.get().wrapping_add(1));
+    }
 }
 
 /// Something that a reactor can look at in place.
@@ -113,7 +142,8 @@ pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
         cpus_asked: Cell::new(now),
     };
     let (idle, worked) = (RefCell::default(), Cell::new(now));
-    CONTEXT.with_borrow_mut(|context| *context = Some(Rc::new(Context { backend, awake, spin, idle, worked })));
+    let context = Context { backend, awake, spin, idle, worked, patience: Patience::default() };
+    CONTEXT.with_borrow_mut(|current| *current = Some(Rc::new(context)));
     Installed(())
 }
 
@@ -193,7 +223,7 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         }
         std::hint::spin_loop();
     }
-    note_failure(&context.spin);
+    note_failure(&context.spin, context.spin.was_preempted());
     None
 }
 
@@ -275,7 +305,8 @@ pub fn look_for_work() -> bool {
     }
     let mut now = Instant::now();
     let allowed = is_spare(&context, now);
-    let spin = if context.backend.ops_in_flight() > 0 { SPIN_FOR_STORAGE } else { SPIN };
+    let storage_works = context.backend.ops_in_flight() > 0;
+    let (limit, mut was_off) = (context.patience.limit(storage_works), false);
     loop {
         if context.has_idle_work() {
             context.worked.set(now);
@@ -286,29 +317,40 @@ pub fn look_for_work() -> bool {
         }
         if context.backend.has_completions() {
             context.worked.set(now);
+            context.patience.met();
             return true;
         }
         if exec::has_ready() {
             return true;
         }
-        now = Instant::now();
-        if !allowed || now.saturating_duration_since(context.worked.get()) >= spin {
+        let looked = std::mem::replace(&mut now, Instant::now());
+        was_off |= now.saturating_duration_since(looked) >= OFF_CPU;
+        if !allowed || now.saturating_duration_since(context.worked.get()) >= limit {
             break;
         }
         std::hint::spin_loop();
     }
     if allowed {
-        note_failure(&context.spin);
+        note_failure(&context.spin, was_off);
+        if storage_works {
+            context.patience.missed();
+        }
     }
     context.wake_idle(true);
     true
 }
 
-fn note_failure(spin: &SpinState) {
+impl SpinState {
+    /// Whether somebody else had this thread's CPU since this was last asked.
+    fn was_preempted(&self) -> bool {
+        let preempted = cpu::involuntary_switches();
+        self.preempted.replace(preempted) != preempted
+    }
+}
+
+fn note_failure(spin: &SpinState, was_preempted: bool) {
     let failures = spin.failures.get() + 1;
     spin.failures.set(failures);
-    let preempted = cpu::involuntary_switches();
-    let was_preempted = spin.preempted.replace(preempted) != preempted;
     if was_preempted || failures >= SPIN_FAILURES {
         let rest = spin.rest.get();
         spin.rest_until.set(Instant::now() + rest);
@@ -354,6 +396,20 @@ mod tests {
     fn who_has_work_is_told_so_and_who_has_none_is_not_kept_waiting() {
         assert_eq!(found(true, 3), [Found::Work; 3]);
         assert_eq!(found(false, 20), [Found::Nothing; 20]);
+    }
+
+    #[test]
+    fn storage_that_is_slow_is_looked_for_no_longer_than_anything_else() {
+        let patience = Patience::default();
+        assert_eq!((patience.limit(false), patience.limit(true)), (SPIN, SPIN_FOR_STORAGE));
+        (0..STORAGE_MISSES).for_each(|_| patience.missed());
+        assert_eq!(patience.limit(true), SPIN);
+        (STORAGE_MISSES..STORAGE_RETRY).for_each(|_| patience.missed());
+        assert_eq!(patience.limit(true), SPIN_FOR_STORAGE, "it may have become faster");
+        patience.missed();
+        assert_eq!(patience.limit(true), SPIN);
+        patience.met();
+        assert_eq!(patience.limit(true), SPIN_FOR_STORAGE);
     }
 
     #[test]
