@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(120)
 
 STRIPE = 65536
 WRITTEN = b"w" * 4096
+MARKING_DURABLE_AT = 93
 PUBLISHED, MAPPED, UNTOUCHED = 1, 2, 3
 """Stripes: with a header, in the map alone, of the image."""
 
@@ -48,13 +49,20 @@ def _contents(daemon: Daemon, base: Path) -> list[bool]:
         return [bytes(one) == WRITTEN for one in found]
 
 
+def _is_marking_durable(base: Path) -> bool:
+    (map_path,) = (base.parent / "state").glob("*.map")
+    return map_path.read_bytes()[MARKING_DURABLE_AT] == 1
+
+
 @pytest.mark.parametrize("choice", [(), ("--keep",), ("--drop",)])
 def test_damaged_headers_are_written_again_as_the_map_knows_them(
     unstarted_daemon: Daemon, volume: Path, capsys: Capsys, choice: tuple[str, ...]
 ) -> None:
     assert main(["check", str(volume)]) == Exit.DAMAGED
     capsys.readouterr()
+    assert _is_marking_durable(volume)
     assert main(["repair", str(volume), *choice, "--yes"]) == Exit.OK
+    assert not _is_marking_durable(volume), "the superblocks are others now, and the next open waits for the disk"
     said = capsys.readouterr().out
     assert "sector_damaged" in said
     assert "written again as the volatile map knows them" in said

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ubi_engine::bdev::ubi::layout;
+use ubi_engine::bdev::ubi::superblock::{SLOT_BYTES, Superblock, VolumeState};
 use ubi_engine::reactor::exec::Executor;
 
 use super::Random;
@@ -12,7 +13,7 @@ use super::bdev_ubi::BdevUbi;
 use super::coverage::{Coverage, Subject, Subjects};
 use super::cut::{Depth, Uncertain};
 use super::oracle::{Cut, Oracle};
-use super::setting::Setting;
+use super::setting::{HEADER_SLOTS, Setting};
 use super::survivor::{Machine, Survivors};
 use super::tags::{SECTOR, Tag, hash, mix};
 
@@ -102,6 +103,11 @@ impl Checker {
                 "after {cut:?}: the map said that headers are durable which are not, bits {missing:b}"
             ));
         }
+        if let Some(epoch) = machine.marked_epoch.filter(|&epoch| !is_marked(disk, epoch)) {
+            return Err(format!(
+                "after {cut:?}: the map said that the marking of epoch {epoch} is durable, and it is not"
+            ));
+        }
         let _entered = self.exec.enter();
         let survivors = survivors_of(&mut self.survivors, setting);
         let opened = survivors.read(disk, machine)?;
@@ -145,6 +151,19 @@ pub fn headers(disk: &[Tag]) -> u32 {
     let mut first = [0; SECTOR];
     disk[0].fill(&mut first);
     (0..u32::BITS).filter(|&stripe| first[layout::header_at(stripe)] == 1).fold(0, |bits, stripe| bits | 1 << stripe)
+}
+
+/// Whether both superblocks and the minor version say that an epoch has begun.
+fn is_marked(disk: &[Tag], epoch: u64) -> bool {
+    let is_open = |slot: usize| {
+        let mut bytes = [0; SLOT_BYTES];
+        Tag::fill_all(&disk[slot..slot + SLOT_BYTES / SECTOR], &mut bytes);
+        let found = Superblock::decode(&bytes);
+        found.valid().is_some_and(|superblock| superblock.state == VolumeState::Open && superblock.epoch == epoch)
+    };
+    let mut first = [0; SECTOR];
+    disk[0].fill(&mut first);
+    layout::minor(&first) == layout::MINOR_OPEN && is_open(HEADER_SLOTS) && is_open(HEADER_SLOTS + SLOT_BYTES / SECTOR)
 }
 
 fn survivors_of<'a>(known: &'a mut Option<(Arc<Setting>, Survivors)>, setting: &Arc<Setting>) -> &'a Survivors {

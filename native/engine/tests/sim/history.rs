@@ -17,6 +17,7 @@ use ubi_engine::reactor::exec::Executor;
 
 use super::Random;
 use super::base::{Kind, SimBase, injected};
+use super::bdev_ubi::BdevUbi;
 use super::checker::Checker;
 use super::coverage::{Subject, Subjects};
 use super::cut::Depth;
@@ -41,6 +42,8 @@ pub struct Case {
     pub seed: u64,
     /// Times that a process dies or power is lost, and the rest of the script goes on afterwards.
     pub lives: u32,
+    /// Most of its ends are process deaths while superblocks change: what is written then tells of all the rest.
+    pub is_hasty: bool,
     pub depth: Depth,
 }
 
@@ -188,7 +191,8 @@ impl<'a> History<'a> {
             }
             self.cut()?;
             self.put_back()?;
-            if self.lives > 0 && self.random.one_in(24) {
+            let times = if self.case.is_hasty && self.changes_superblocks() { 3 } else { 24 };
+            if self.lives > 0 && self.random.one_in(times) {
                 self.lives -= 1;
                 self.die()?;
                 continue;
@@ -333,7 +337,9 @@ impl<'a> History<'a> {
                 self.sync_failed = true;
                 self.ever_failed = true;
                 let map_path = self.volume.as_ref().map(|volume| volume.status().map_path).unwrap_or_default();
-                self.must_refuse |= self.host.has_map_at(map_path.as_bytes());
+                // The map of a marking that is not done has never counted, and no open looks into it.
+                let is_marked = !BdevUbi::would_open(&self.base.content());
+                self.must_refuse |= is_marked && self.host.has_map_at(map_path.as_bytes());
                 self.past.add(Subject::FailedSync);
             }
             Kind::Read => {}

@@ -17,6 +17,7 @@ struct SimMap {
     identity: MapIdentity,
     bytes: Vec<AtomicU8>,
     sync_failed: AtomicBool,
+    is_marking_durable: AtomicBool,
     /// Its file is cut short or gone.
     is_lost: AtomicBool,
     /// And stores find out.
@@ -30,6 +31,7 @@ impl SimMap {
             identity: self.identity.clone(),
             bytes: self.bytes.iter().map(|byte| AtomicU8::new(byte.load(Ordering::Relaxed))).collect(),
             sync_failed: AtomicBool::new(self.sync_failed.load(Ordering::Relaxed)),
+            is_marking_durable: AtomicBool::new(self.is_marking_durable.load(Ordering::Relaxed)),
             is_lost: AtomicBool::default(),
             is_broken: AtomicBool::default(),
             version: Arc::default(),
@@ -37,9 +39,11 @@ impl SimMap {
     }
 
     fn hash(&self) -> u64 {
-        let bytes = self.bytes.iter().fold(u64::from(self.sync_failed.load(Ordering::Relaxed)), |hash, byte| {
-            mix(hash ^ u64::from(byte.load(Ordering::Relaxed)))
-        });
+        let head = [&self.sync_failed, &self.is_marking_durable].map(|noted| u64::from(noted.load(Ordering::Relaxed)));
+        let bytes = self
+            .bytes
+            .iter()
+            .fold(head[0] | head[1] << 1, |hash, byte| mix(hash ^ u64::from(byte.load(Ordering::Relaxed))));
         mix(bytes ^ self.identity.epoch)
     }
 }
@@ -60,6 +64,15 @@ impl VolatileMap for SimMap {
 
     fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Relaxed);
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_marking_durable(&self) -> bool {
+        self.is_marking_durable.load(Ordering::Relaxed)
+    }
+
+    fn set_marking_durable(&self, is_durable: bool) {
+        self.is_marking_durable.store(is_durable, Ordering::Relaxed);
         self.version.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -118,6 +131,11 @@ impl SimHost {
         !self.maps().is_empty()
     }
 
+    /// A map does not say that the marking is durable.
+    pub fn has_marking_in_doubt(&self) -> bool {
+        self.maps().values().any(|map| !map.is_marking_durable())
+    }
+
     pub fn has_map_at(&self, path: &[u8]) -> bool {
         self.maps().contains_key(path)
     }
@@ -129,6 +147,12 @@ impl SimHost {
             map.is_broken.store(told, Ordering::Relaxed);
         }
         self.version.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The epoch of which a map says that its marking is durable.
+    pub fn marked_epoch(&self) -> Option<u64> {
+        let maps = self.maps();
+        maps.values().filter(|map| map.is_marking_durable()).map(|map| map.identity.epoch).max()
     }
 
     /// Stripes whose headers a map says to be durable, as bits.
@@ -173,11 +197,17 @@ impl Host for SimHost {
             }
             self.turn().await?;
             let path = Self::path(&wanted);
+            let before = MapIdentity { epoch: wanted.epoch.saturating_sub(1), ..wanted.clone() };
+            let is_left = self.maps().get(&Self::path(&before)).is_some_and(|map| map.identity == before);
+            if is_left {
+                self.maps().remove(&Self::path(&before));
+            }
             let epoch = wanted.epoch;
             let bytes = begin.into_iter().map(|mapped| AtomicU8::new(mapped as u8)).collect();
-            let (sync_failed, is_lost, is_broken) = Default::default();
+            let (sync_failed, is_marking_durable, is_lost, is_broken) = Default::default();
             let version = Arc::clone(&self.version);
-            let map = Arc::new(SimMap { identity: wanted, bytes, sync_failed, is_lost, is_broken, version });
+            let map = SimMap { identity: wanted, bytes, sync_failed, is_marking_durable, is_lost, is_broken, version };
+            let map = Arc::new(map);
             self.maps().insert(path.clone(), Arc::clone(&map));
             self.version.fetch_add(1, Ordering::Relaxed);
             Ok(NewMap { map, epoch, path })

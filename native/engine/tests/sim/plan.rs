@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Random;
 use super::cut::Depth;
 use super::history::Case;
-use super::script::{SHORT_SCRIPTS_OF_TWO, long, short};
+use super::script::{Request, SHORT_SCRIPTS_OF_TWO, Step, long, short};
 use super::setting::{STRIPE, Setting};
 
 /// A short script with everything that it is lived through with: up to two requests in each of the eight settings
@@ -17,7 +17,7 @@ pub fn short_cases(settings: &[Arc<Setting>], script: usize) -> impl Iterator<It
     chosen.map(move |(_, setting)| {
         let depth = if is_longest { Depth { bits: 3, torn: 2 } } else { Depth { bits: 4, torn: 4 } };
         let steps = short(setting, script);
-        Case { setting: Arc::clone(setting), script: steps, seed: script as u64, lives: 0, depth }
+        Case { setting: Arc::clone(setting), script: steps, seed: script as u64, lives: 0, is_hasty: false, depth }
     })
 }
 
@@ -54,7 +54,12 @@ pub fn random_case(seed: u64) -> Case {
     if random.one_in(8) {
         setting.volume = 2 * STRIPE + 16;
     }
-    let script = long(&setting, &mut random);
-    let lives = *random.pick(&[0, 0, 1, 2]);
-    Case { setting: setting.shared(), script, seed: random.next(), lives, depth: Depth { bits: 4, torn: 4 } }
+    let mut script = long(&setting, &mut random);
+    let is_hasty = setting.has_maps && random.one_in(6);
+    let lives = if is_hasty { 4 } else { *random.pick(&[0, 0, 1, 2]) };
+    if is_hasty {
+        script.push(Step { queue: 0, request: Request::Reopen { by_bdev_ubi: false } });
+    }
+    let depth = Depth { bits: 4, torn: 4 };
+    Case { setting: setting.shared(), script, seed: random.next(), lives, is_hasty, depth }
 }

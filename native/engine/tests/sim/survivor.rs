@@ -56,6 +56,8 @@ pub struct Machine {
     pub lacks_map: bool,
     /// Stripes whose headers the map said to be durable when the cut came, as bits.
     pub durable: u32,
+    /// The epoch whose marking the map said to be durable then.
+    pub marked_epoch: Option<u64>,
 }
 
 impl Machine {
@@ -66,7 +68,8 @@ impl Machine {
             ^ u64::from(self.may_be_failed)
             ^ u64::from(self.is_dropping) << 2
             ^ u64::from(self.lacks_map) << 3
-            ^ u64::from(self.durable) << 8)
+            ^ u64::from(self.durable) << 8
+            ^ self.marked_epoch.map_or(0, |epoch| mix(epoch + 1)))
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Rounds {
     state: Mutex<State>,
     /// What the used pages of the metadata area hold on stable storage, byte for byte.
     durable: Mutex<Vec<u8>>,
+    /// Stripes whose headers a dead process has written: durable with the first flush.
+    found: Mutex<Vec<StripeIndex>>,
     /// A flush of the base has failed, for good.
     failed: AtomicBool,
     /// Flushes of the base never overlap: the kernel tells of a lost write only once, to whichever asks first.
@@ -47,7 +49,7 @@ pub struct Rounds {
 struct State {
     /// Present stripes that no round has frozen.
     unpublished: Vec<StripeIndex>,
-    /// When the first of them became Present.
+    /// When the first of them became Present, or was found.
     oldest: Option<Instant>,
     timer_runs: bool,
     publisher_runs: bool,
@@ -61,9 +63,10 @@ struct State {
 impl Rounds {
     /// `durable`: the used pages of the metadata area as they were read.
     /// `unpublished`: stripes that are Present already, known from a map.
-    pub fn new(durable: Vec<u8>, unpublished: Vec<StripeIndex>) -> Self {
+    /// `found`: stripes whose headers the first flush makes durable, which the map has to be told.
+    pub fn new(durable: Vec<u8>, unpublished: Vec<StripeIndex>, found: Vec<StripeIndex>) -> Self {
         let state = State {
-            oldest: (!unpublished.is_empty()).then(exec::now),
+            oldest: (!unpublished.is_empty() || !found.is_empty()).then(exec::now),
             unpublished,
             timer_runs: false,
             publisher_runs: false,
@@ -72,7 +75,8 @@ impl Rounds {
             failure: None,
         };
         let (state, durable) = (Mutex::new(state), Mutex::new(durable));
-        Self { state, durable, failed: AtomicBool::new(false), syncing: Permits::new(1) }
+        let found = Mutex::new(found);
+        Self { state, durable, found, failed: AtomicBool::new(false), syncing: Permits::new(1) }
     }
 
     /// The right to flush the base.
@@ -355,7 +359,10 @@ impl Volume {
         let _turn = self.rounds.sync_turn().await;
         self.rounds.check()?;
         Counters::add(&self.counters.syncs, 1);
-        let Err(error) = self.base.flush().await else { return Ok(()) };
+        let Err(error) = self.base.flush().await else {
+            self.note_durable(&std::mem::take(&mut *lock(&self.rounds.found)));
+            return Ok(());
+        };
         if fault!(FailedSyncRetried) {
             return Err(error);
         }
@@ -375,10 +382,10 @@ impl Volume {
         Err(failure)
     }
 
-    /// Publish what a map knew at the usual time.
+    /// Publish what a map knew, and make durable what was found, at the usual time.
     pub fn start_timer(self: &Arc<Self>) {
         let mut state = lock(&self.rounds.state);
-        if !state.unpublished.is_empty() {
+        if state.oldest.is_some() {
             self.ensure_timer(&mut state);
         }
     }

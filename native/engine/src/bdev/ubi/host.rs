@@ -60,6 +60,13 @@ pub trait VolatileMap: Send + Sync {
     fn sync_failed(&self) -> bool;
 
     fn set_sync_failed(&self);
+
+    /// Both superblocks and the minor version that go with this map are durable, and nobody has begun to change them.
+    fn is_marking_durable(&self) -> bool;
+
+    /// Note that it becomes true, after the flush behind them, or that it ends, before the next write of a superblock. A
+    /// store to memory.
+    fn set_marking_durable(&self, is_durable: bool);
 }
 
 /// A map that was made.
@@ -78,8 +85,8 @@ pub trait Host: Send + Sync {
     /// A UUID that nobody has had before.
     fn new_uuid(&self) -> Uuid;
 
-    /// Make a map that says `begin` of the stripes. One that is left of this epoch and base, or of another boot, is
-    /// replaced.
+    /// Make a map that says `begin` of the stripes. One that is left of this base, of this epoch or the one before, or of
+    /// another boot, is removed: whoever closed the volume has died before it could do so.
     ///
     /// # Errors
     /// Why no map can be had; the volume then does without.

@@ -21,6 +21,15 @@ pub struct Continued {
     pub mapped: Vec<Mapped>,
 }
 
+impl Continued {
+    /// Stripes whose headers are on the base, and not known to be durable: a round was cut short. `area`: the used pages.
+    pub fn found(&self, area: &[u8]) -> Vec<StripeIndex> {
+        let is_found = |mapped: Mapped, stripe| mapped == Mapped::OnBase && area[layout::header_at(stripe)] == 1;
+        let stripes = (0..).zip(&self.mapped).filter(|&(stripe, &mapped)| is_found(mapped, stripe));
+        stripes.map(|(stripe, _)| stripe).collect()
+    }
+}
+
 impl std::fmt::Debug for Continued {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Continued").field("mapped", &self.mapped.len()).finish_non_exhaustive()

@@ -156,12 +156,7 @@ impl Opening<'_> {
             Decision::Recover(how) => {
                 map = self.continued_map(how).await?;
                 recovery = Some(if map.is_some() { Recovery::WithMap } else { how });
-                // What a process left in the page cache when it died is read, but not durable yet; from now on it counts.
-                self.flush_found(is_doubled, map.as_ref()).await?;
-                if !is_doubled {
-                    let facts = self.superblocks.current().clone();
-                    self.change_state(facts, MINOR_OPEN).await?;
-                }
+                self.recover(is_doubled, map.as_ref()).await?;
             }
         }
         let Self { geometry, area, superblocks, .. } = self;
@@ -185,6 +180,39 @@ impl Opening<'_> {
             Err(_) if how == Recovery::Discarding => Ok(None),
             Err(refusal) => Err(refusal.into_error()),
         }
+    }
+
+    /// Let what was found count from now on, beside the map that is continued.
+    async fn recover(&mut self, is_doubled: bool, continued: Option<&Continued>) -> Result<()> {
+        let is_durable = |continued: &&Continued| continued.map.is_marking_durable() || fault!(MarkingBelieved);
+        if let Some(continued) = continued.filter(is_durable).filter(|_| is_doubled) {
+            return self.take_over(continued).await;
+        }
+        if let Some(continued) = continued.filter(|_| !fault!(MarkingStays)) {
+            continued.map.set_marking_durable(false);
+        }
+        // What a process left in the page cache when it died is read, but not durable yet.
+        self.flush_found(is_doubled, continued).await?;
+        if !is_doubled {
+            let facts = self.superblocks.current().clone();
+            self.change_state(facts, MINOR_OPEN).await?;
+        }
+        if let Some(continued) = continued {
+            continued.map.set_marking_durable(true);
+        }
+        Ok(())
+    }
+
+    /// Go on where a process of this boot has ended, without waiting for the disk: guests wait meanwhile, and a flush
+    /// takes as long as all that they have written. The marking is durable, so both superblocks and the minor version are.
+    /// The pages are written again, as where they are flushed at once: the first flush then makes durable what a dead
+    /// process has left, or fails for it. No header is written before that flush, and the map calls the found ones durable
+    /// after it (INV-1, INV-5).
+    async fn take_over(&self, continued: &Continued) -> Result<()> {
+        if fault!(TakenForDurable) {
+            self.note_durable(continued);
+        }
+        self.write_area(0).await
     }
 
     /// Make durable what was read, before it is believed to be: a dead process may have left it in the page cache, and a
@@ -224,10 +252,7 @@ impl Opening<'_> {
 
     /// The headers are durable: those of a round that was cut short as well.
     fn note_durable(&self, continued: &Continued) {
-        let before = continued.mapped.iter().zip(0..).filter(|(mapped, _)| **mapped == Mapped::OnBase);
-        for (_, stripe) in before.filter(|(_, stripe)| self.area[layout::header_at(*stripe)] == 1) {
-            continued.map.set(stripe, Mapped::Durable);
-        }
+        continued.found(&self.area).into_iter().for_each(|stripe| continued.map.set(stripe, Mapped::Durable));
     }
 
     fn first_page(&self, minor: u16) -> IoData {

@@ -130,6 +130,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         _ => State::Published,
     });
     let unpublished = (0..geometry.stripes).filter(|&stripe| stripes.get(stripe) == State::Present).collect();
+    let found = map.as_ref().map_or_else(Vec::new, |continued| continued.found(&area));
     let survives = base.info().survives;
     let info = BdevInfo {
         name: options.name.clone(),
@@ -148,7 +149,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         image,
         stripes,
         fetches: fetch::Fetches::new(),
-        rounds: flush::Rounds::new(area, unpublished),
+        rounds: flush::Rounds::new(area, unpublished, found),
         standing: standing::Standing::new(superblocks, recovery, map.map(|continued| continued.map)),
         counters: status::Counters::default(),
         stat: Arc::default(),

@@ -3,11 +3,13 @@
 //! A repair decides for each stripe in doubt: *keep* takes it for Present as it is, *drop* gives it back to the image. What
 //! it leaves is a volume in need of recovery by its headers alone, which the next open carries out.
 
+use std::sync::Arc;
+
 use xxhash_rust::xxh64::Xxh64;
 
 use super::examine::{DEFAULT_STRIPE_SIZE_KB, Request};
 use super::geometry::StripeIndex;
-use super::host::{Host, Mapped};
+use super::host::{Host, Mapped, VolatileMap};
 use super::inspect::{self, Metadata, Problem};
 use super::layout::{self, MINOR_OPEN};
 use super::map_check::Continued;
@@ -54,6 +56,8 @@ struct Work {
     /// Stripes that are written once more in their place before their headers are set.
     rewritten: Vec<StripeIndex>,
     old_map: Vec<u8>,
+    /// The one that goes with the base.
+    map: Option<Arc<dyn VolatileMap>>,
 }
 
 /// Say what a repair would do. Writes nothing.
@@ -74,6 +78,9 @@ pub async fn apply(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: 
     if work.plan.token != token {
         let message = format!("base {} has changed since the repair was planned; plan it again", request.base);
         return Err(Error::new(ErrorKind::InvalidState, message));
+    }
+    if let Some(map) = &work.map {
+        map.set_marking_durable(false); // whoever continues it waits for the disk
     }
     for &stripe in &work.rewritten {
         rewrite(base, &work.facts, stripe).await?;
@@ -120,6 +127,8 @@ async fn prepare(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: Ch
     };
     let hopeless = |why: &str| Error::new(ErrorKind::Unsupported, format!("{} ({why})", first.message));
     let Some(stripes) = stripes else { return Err(hopeless("to repair it, give its image and stripe size")) };
+    let mut work = begin(request, host, &metadata, report.problems)?;
+    work.map = map.as_ref().map(|continued| Arc::clone(&continued.map));
     let mut doctor = Doctor {
         request,
         metadata: &metadata,
@@ -127,7 +136,7 @@ async fn prepare(base: &dyn Bdev, host: &dyn Host, request: &Request, choice: Ch
         choice,
         mapped: map.map(|Continued { mapped, .. }| mapped),
         forgets_map: false,
-        work: begin(request, host, &metadata, report.problems)?,
+        work,
     };
     match first.name {
         Name::SyncFailed => doctor.after_sync_failure(),
@@ -164,7 +173,15 @@ fn begin(request: &Request, host: &dyn Host, metadata: &Metadata, problems: Vec<
             (facts.clone(), Superblocks::new(facts))
         }
     };
-    Ok(Work { plan, area: metadata.area.clone(), facts, superblocks, rewritten: Vec::new(), old_map: Vec::new() })
+    Ok(Work {
+        plan,
+        area: metadata.area.clone(),
+        facts,
+        superblocks,
+        rewritten: Vec::new(),
+        old_map: Vec::new(),
+        map: None,
+    })
 }
 
 fn new_superblock(request: &Request, host: &dyn Host) -> Result<Superblock> {

@@ -105,6 +105,13 @@ impl Standing {
         }
     }
 
+    /// The superblocks are about to change: whoever continues the map waits for the disk again.
+    fn unmark(&self) {
+        if let Some(map) = self.map.get().filter(|_| !fault!(MarkingStays)) {
+            map.set_marking_durable(false);
+        }
+    }
+
     /// The newest facts that are durable.
     pub fn superblock(&self) -> Superblock {
         lock(&self.known).superblocks.current().clone()
@@ -146,8 +153,12 @@ impl Volume {
             None => (before.epoch + 1, Vec::new()),
         };
         let facts = Superblock { state: VolumeState::Open, epoch, boot_id, map_path, ..before.clone() };
+        if let Some(new) = pending.as_ref().filter(|_| fault!(MarkedTooEarly)) {
+            new.map.set_marking_durable(true);
+        }
         self.change_state(facts, MINOR_OPEN).await?;
         if let Some(new) = pending {
+            new.map.set_marking_durable(true);
             let _ = self.standing.map.set(Arc::clone(&new.map));
             self.standing.acknowledged_from.store(State::Present as u8, Ordering::Relaxed);
             lock(&self.standing.known).pending = None;
@@ -221,6 +232,7 @@ impl Volume {
             known.is_closed = false;
             known.superblocks.clone()
         };
+        self.standing.unmark();
         let page = self.rounds.first_page(facts.uuid, minor, layout::page_bytes(&self.geometry));
         let flush = async || self.flush_base().await;
         let result = superblocks.change(&*self.base, facts, Some(page.clone()), flush).await;
@@ -239,6 +251,7 @@ impl Volume {
             return;
         }
         let _turn = self.standing.turn.acquire().await;
+        self.standing.unmark();
         let mut superblocks = lock(&self.standing.known).superblocks.clone();
         let boot_id = self.options.host.boot_id().unwrap_or_default();
         let facts = Superblock { state: VolumeState::SyncFailed, boot_id, ..superblocks.current().clone() };

@@ -25,6 +25,7 @@ const EPOCH_AT: Range<usize> = 48..56;
 const BASE_AT: Range<usize> = 56..88;
 const HOLDER_AT: usize = 88;
 const SYNC_FAILED_AT: usize = 92;
+const MARKING_DURABLE_AT: usize = 93;
 /// Epochs that are tried when another base's map has the name: copies of one base have one UUID.
 const EPOCHS_TRIED: u64 = 1024;
 
@@ -74,6 +75,14 @@ impl VolatileMap for MapFile {
 
     fn set_sync_failed(&self) {
         self.0.store(SYNC_FAILED_AT, 1);
+    }
+
+    fn is_marking_durable(&self) -> bool {
+        self.0.load(MARKING_DURABLE_AT) == 1
+    }
+
+    fn set_marking_durable(&self, is_durable: bool) {
+        self.0.store(MARKING_DURABLE_AT, is_durable.into());
     }
 }
 
@@ -163,15 +172,15 @@ fn base_bytes(base: &BaseIdentity) -> [u8; 32] {
 
 fn create(dir: &Path, mut wanted: MapIdentity, begin: &[Mapped]) -> Result<NewMap> {
     let first = wanted.epoch;
+    // Left by a process that died between a clean close and the map's removal: an older state of the base would go with it.
+    remove_left(&dir.join(file_name(wanted.uuid, first.saturating_sub(1))), &wanted);
     for epoch in first..first.saturating_add(EPOCHS_TRIED) {
         wanted.epoch = epoch;
         let path = dir.join(file_name(wanted.uuid, epoch));
         if path.as_os_str().len() > MAP_PATH_MAX {
             return Err(Error::new(ErrorKind::InvalidParams, format!("the path {} is too long", path.display())));
         }
-        if may_go(&path, wanted.uuid, Some(wanted.boot_id), Some(&wanted.base)) {
-            let _ = std::fs::remove_file(&path);
-        }
+        remove_left(&path, &wanted);
         match MapFile::create(&path, &wanted, begin) {
             Ok(map) => return Ok(NewMap { map: Arc::new(map), epoch, path: path.into_os_string().into_vec() }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -180,6 +189,13 @@ fn create(dir: &Path, mut wanted: MapIdentity, begin: &[Mapped]) -> Result<NewMa
     }
     let message = format!("{} has very many maps of volume {} from other bases", dir.display(), wanted.uuid);
     Err(Error::new(ErrorKind::AlreadyExists, message))
+}
+
+/// Remove a map that no superblock counts on any more.
+fn remove_left(path: &Path, wanted: &MapIdentity) {
+    if may_go(path, wanted.uuid, Some(wanted.boot_id), Some(&wanted.base)) {
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 /// Open the map at a path that a superblock names: only a file with a map's own name.
@@ -294,6 +310,9 @@ mod tests {
         assert_eq!((again.get(0), again.sync_failed()), (Some(Mapped::Durable), false), "as it began");
         again.set_sync_failed();
         assert!(made.map.sync_failed());
+        assert!(!again.is_marking_durable(), "not before it is flushed");
+        made.map.set_marking_durable(true);
+        assert!(again.is_marking_durable());
         let refused = |change: &dyn Fn(&mut MapIdentity)| {
             let mut other = wanted();
             change(&mut other);
@@ -324,6 +343,12 @@ mod tests {
         let copy = MapIdentity { base: BaseIdentity { dev: 1, ino: 5, rdev: 0, made: 4 }, ..wanted() };
         assert_eq!(create(dir.path(), copy, &BEGIN).expect("made").epoch, 8);
         assert!(open(&ours.path, &wanted()).is_ok());
+        let next = MapIdentity { epoch: 9, ..wanted() };
+        assert_eq!(create(dir.path(), next, &BEGIN).expect("made").epoch, 9);
+        assert!(dir.path().join(file_name(wanted().uuid, 8)).exists(), "the copy's, of the epoch before");
+        let again = MapIdentity { epoch: 8, ..wanted() };
+        assert_eq!(create(dir.path(), again, &BEGIN).expect("made").epoch, 9, "replaced");
+        assert!(open(&ours.path, &wanted()).is_err(), "ours, of the epoch before");
         let after_boot = MapIdentity { boot_id: Uuid([5; 16]), ..wanted() };
         assert_eq!(create(dir.path(), after_boot, &BEGIN).expect("made").epoch, 7, "another boot's says nothing");
         assert!(create(&dir.path().join("no"), wanted(), &BEGIN).is_err());

@@ -49,7 +49,8 @@ impl History<'_> {
     /// The process dies or power is lost; one of the survivors is what goes on.
     pub(super) fn die(&mut self) -> Result<(), String> {
         let setting = &self.case.setting;
-        let cut = *self.random.pick(&[Cut::ProcessDeath, Cut::PowerLoss]);
+        let is_process_death = if self.case.is_hasty { !self.random.one_in(6) } else { self.random.one_in(2) };
+        let cut = if is_process_death { Cut::ProcessDeath } else { Cut::PowerLoss };
         let uncertain = match cut {
             Cut::ProcessDeath => self.base.at_process_death(),
             Cut::PowerLoss => self.base.at_power_loss(),
@@ -205,14 +206,15 @@ impl History<'_> {
             Cut::PowerLoss => self.host.booted_again(),
         };
         let is_dropping = self.is_repairing && !self.case.setting.keeps;
-        let durable = self.host.durable();
+        let (durable, marked_epoch) = (self.host.durable(), self.host.marked_epoch());
         // Once it is noticed, and the disk names it no more, every open has to succeed, with all that was acknowledged.
         let is_disowned = self.volume.as_ref().is_some_and(|volume| {
             let status = volume.status();
             status.acknowledged_by == "header" && status.map_path.is_empty()
         });
         let lacks_map = self.has_lost_map && cut == Cut::ProcessDeath && !is_disowned;
-        Machine { host, adopts: self.adopts, may_be_failed: self.ever_failed, is_dropping, lacks_map, durable }
+        let (adopts, may_be_failed) = (self.adopts, self.ever_failed);
+        Machine { host, adopts, may_be_failed, is_dropping, lacks_map, durable, marked_epoch }
     }
 
     /// Whether bdev_ubi may have the volume now. After a close that is bound to be, unless a fault is in the way.
@@ -222,6 +224,11 @@ impl History<'_> {
             true => Ok(is_closed),
             false => Err("a clean close leaves a volume that bdev_ubi does not open".into()),
         }
+    }
+
+    /// Superblocks are on their way to the disk, or a map does not say yet that they are there.
+    pub(super) fn changes_superblocks(&self) -> bool {
+        self.host.has_marking_in_doubt() || self.base.with_ops(|ops| ops.iter().any(Op::is_superblock))
     }
 
     /// What is going on just now.
