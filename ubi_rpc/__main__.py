@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 from pathlib import Path
@@ -37,8 +38,12 @@ def main() -> int:
     if chosen.check_config is not None:
         return _check(chosen.check_config)
     logging.basicConfig(level=logging.INFO, handlers=[LogOutput()])
+    # Guests may be waiting: no look for garbage among the modules and models that are made here, now or later.
+    gc.disable()
     from ubi_rpc.daemon import Daemon  # what takes long to import comes after the command line is known to be good
 
+    gc.freeze()
+    gc.enable()
     return asyncio.run(Daemon(chosen).run())
 
 
