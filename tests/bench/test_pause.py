@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.pause import Restart, _gap, _row
+from bench.pause import Restart, _gap, _row, _rows
 from bench.process import BenchError
 
 EVENT = Restart(killed=1000, spawned=1010, started=1400)
@@ -18,6 +18,13 @@ def test_gap_is_the_longest_of_any_queue_that_the_restart_is_in() -> None:
 def test_gap_that_nobody_has_seen_is_an_error() -> None:
     with pytest.raises(BenchError):
         _gap([(900, 1005), (1500, 9000)], EVENT)
+
+
+def test_the_target_is_for_all_of_the_pause_but_the_start() -> None:
+    event = Restart(killed=0, spawned=5_000_000, started=305_000_000)
+    rows = _rows([(event, (-1_000_000, 320_000_000))] * 2, [310.0, 310.0])
+    assert [row[1] for row in rows] == ["321", "300", "21.00", "5.00", "310"]
+    assert [row[-1] for row in rows] == ["", "", "yes", "", ""]
 
 
 @pytest.mark.parametrize(("worst", "met"), [(30.0, "yes"), (40.0, "NO")])
