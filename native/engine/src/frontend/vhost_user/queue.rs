@@ -231,11 +231,15 @@ impl Queue {
 
     /// Answer or start a batch of requests.
     fn take_batch(self: &Rc<Self>) -> Result<Taken, Violation> {
-        let waiting = usize::from(self.ring.borrow().waiting()?);
-        if waiting == 0 {
-            return Ok(Taken::Nothing);
-        }
-        for _ in 0..waiting.min(BATCH) {
+        let mut waiting = 0;
+        for count in 0..BATCH {
+            if waiting == 0 {
+                waiting = self.ring.borrow().waiting()?;
+            }
+            if waiting == 0 {
+                return Ok(if count == 0 { Taken::Nothing } else { Taken::Some });
+            }
+            waiting -= 1;
             let head = self.ring.borrow_mut().take_head()?;
             let request = self.request(head)?;
             if let Some(inflight) = &mut *self.inflight.borrow_mut() {
