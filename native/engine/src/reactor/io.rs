@@ -15,12 +15,15 @@ use std::time::{Duration, Instant};
 
 use super::backend::{Backend, PollKey, ReadySlot};
 use super::exec;
+use super::rest::Rest;
 use crate::sys::cpu;
 
 /// How long a task may look for its next request in place after the last one.
 const SPIN: Duration = Duration::from_micros(50);
 /// The same while storage is at work: its answer is near as a rule, and waking up takes long beside that.
 const SPIN_FOR_STORAGE: Duration = Duration::from_micros(250);
+/// The same for the next requests of a client that has just got replies, while storage is at work.
+const SPIN_FOR_CLIENT: Duration = Duration::from_micros(100);
 /// Answers of storage in a row that took longer, after which it is waited for no longer than for anything else, but for
 /// one look of so many.
 const STORAGE_MISSES: u32 = 8;
@@ -29,9 +32,8 @@ const STORAGE_RETRY: u32 = 64;
 const OFF_CPU: Duration = Duration::from_micros(200);
 /// Batches in a row from one source before spinning for it: with several sources it would delay the others.
 const SPIN_STREAK: u32 = 4;
-/// Failures in a row after which spinning rests, and for how long at most.
+/// Failures in a row after which spinning rests.
 const SPIN_FAILURES: u32 = 8;
-const SPIN_REST_MAX: Duration = Duration::from_millis(250);
 /// How often the number of usable CPUs is asked for again.
 const AFFINITY_AGE: Duration = Duration::from_secs(1);
 
@@ -108,8 +110,7 @@ struct SpinState {
     source: Cell<u64>,
     streak: Cell<u32>,
     failures: Cell<u32>,
-    rest: Cell<Duration>,
-    rest_until: Cell<Instant>,
+    rest: Cell<Rest>,
     preempted: Cell<i64>,
     cpus: Cell<usize>,
     cpus_asked: Cell<Instant>,
@@ -135,8 +136,7 @@ pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
         source: Cell::new(0),
         streak: Cell::new(0),
         failures: Cell::new(0),
-        rest: Cell::new(Duration::from_millis(1)),
-        rest_until: Cell::new(now),
+        rest: Cell::default(),
         preempted: Cell::new(cpu::involuntary_switches()),
         cpus: Cell::new(cpu::affinity_count()),
         cpus_asked: Cell::new(now),
@@ -214,8 +214,7 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     }
     loop {
         if let Some(value) = attempt() {
-            context.spin.failures.set(0);
-            context.spin.rest.set(Duration::from_millis(1));
+            note_success(&context.spin);
             return Some(value);
         }
         if exec::has_ready() || context.has_idle_work() || started.elapsed() >= SPIN {
@@ -241,7 +240,7 @@ fn is_spare(context: &Context, now: Instant) -> bool {
         spin.cpus_asked.set(now);
         spin.cpus.set(cpu::affinity_count());
     }
-    spin.cpus.get() > 1 && now >= spin.rest_until.get() && context.awake.load(Ordering::Relaxed) <= 1
+    spin.cpus.get() > 1 && !spin.rest.get().lasts(now) && context.awake.load(Ordering::Relaxed) <= 1
 }
 
 impl Context {
@@ -301,7 +300,7 @@ pub fn note_work() {
 pub fn look_for_work() -> bool {
     let context = context();
     if context.idle.borrow().is_empty() {
-        return false;
+        return context.backend.ops_in_flight() > 0 && look_for_completions(&context);
     }
     let mut now = Instant::now();
     let allowed = is_spare(&context, now);
@@ -310,8 +309,7 @@ pub fn look_for_work() -> bool {
     loop {
         if context.has_idle_work() {
             context.worked.set(now);
-            context.spin.failures.set(0);
-            context.spin.rest.set(Duration::from_millis(1));
+            note_success(&context.spin);
             context.wake_idle(false);
             return true;
         }
@@ -340,6 +338,27 @@ pub fn look_for_work() -> bool {
     true
 }
 
+/// Look for a while for what storage has finished or a socket has brought: a client that has just got replies is about to
+/// send its next requests, and storage may have nothing to do until they are here.
+fn look_for_completions(context: &Context) -> bool {
+    let began = Instant::now();
+    if !is_spare(context, began) {
+        return false;
+    }
+    let (mut now, mut was_off) = (began, false);
+    while now.duration_since(began) < SPIN_FOR_CLIENT {
+        if context.backend.has_completions() || exec::has_ready() {
+            note_success(&context.spin);
+            return true;
+        }
+        std::hint::spin_loop();
+        let looked = std::mem::replace(&mut now, Instant::now());
+        was_off |= now.duration_since(looked) >= OFF_CPU;
+    }
+    note_failure(&context.spin, was_off);
+    false
+}
+
 impl SpinState {
     /// Whether somebody else had this thread's CPU since this was last asked.
     fn was_preempted(&self) -> bool {
@@ -348,13 +367,20 @@ impl SpinState {
     }
 }
 
+fn note_success(spin: &SpinState) {
+    spin.failures.set(0);
+    let mut rest = spin.rest.get();
+    rest.forget();
+    spin.rest.set(rest);
+}
+
 fn note_failure(spin: &SpinState, was_preempted: bool) {
     let failures = spin.failures.get() + 1;
     spin.failures.set(failures);
     if was_preempted || failures >= SPIN_FAILURES {
-        let rest = spin.rest.get();
-        spin.rest_until.set(Instant::now() + rest);
-        spin.rest.set((rest * 2).min(SPIN_REST_MAX));
+        let mut rest = spin.rest.get();
+        rest.begin(Instant::now());
+        spin.rest.set(rest);
         spin.failures.set(0);
     }
 }

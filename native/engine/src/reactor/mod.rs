@@ -4,10 +4,12 @@
 
 pub mod backend;
 pub mod exec;
+pub mod give_way;
 pub mod io;
 pub mod offload;
 pub mod ops;
 mod pool;
+mod rest;
 pub mod sync;
 mod uring;
 

@@ -82,7 +82,10 @@ impl Backend for UringBackend {
             let mut ring = self.ring.borrow_mut();
             // Polls alone can wait a little; storage must start now and its results be seen.
             self.quiet_polls.set(self.quiet_polls.get() + 1);
-            if ring.ops_in_flight() > 0 || ring.has_completions() || self.quiet_polls.get() >= QUIET_POLLS_MAX {
+            let has_enough = ring.has_reapable() && !ring.has_unsubmitted(); // without asking the kernel
+            let is_due =
+                ring.ops_in_flight() > 0 || ring.has_completions() || self.quiet_polls.get() >= QUIET_POLLS_MAX;
+            if is_due && !has_enough {
                 self.quiet_polls.set(0);
                 ring.kick().unwrap_or_else(|error| panic!("io_uring_enter: {error}"));
             }

@@ -23,6 +23,9 @@ const ENTER_GETEVENTS: u32 = 1;
 /// and a device that has to wait for many is idle meanwhile.
 const SUBMIT_BATCH: usize = 8;
 
+/// Completions that are taken together: before the next ones are looked at, what these lead to is on its way.
+const REAP_BATCH: usize = 8;
+
 /// Longest transfer of one submission in bytes, a multiple of every block size; the rest is a short transfer.
 const MAX_TRANSFER: u32 = 1 << 30;
 
@@ -127,6 +130,11 @@ impl<T> Ring<T> {
         !self.ring.submission().is_empty()
     }
 
+    /// Whether `reap` would take something now.
+    pub fn has_reapable(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// Whether completions are there, or would be after entering the kernel.
     pub fn has_completions(&mut self) -> bool {
         !self.ring.completion().is_empty() || self.ring.submission().taskrun()
@@ -165,10 +173,10 @@ impl<T> Ring<T> {
         }
     }
 
-    /// Take the completions that have appeared.
+    /// Take completions that have appeared, a few at a time.
     pub fn reap(&mut self, events: &mut Vec<Event<T>>) {
         let in_flight = &mut self.in_flight;
-        for cqe in self.ring.completion() {
+        for cqe in self.ring.completion().take(REAP_BATCH) {
             let key = cqe.user_data();
             if key == IGNORED {
                 continue;
@@ -295,6 +303,28 @@ mod tests {
             panic!("a full read")
         };
         assert_eq!((buf[95], buf[96]), (0, 9));
+    }
+
+    #[test]
+    fn completions_are_taken_a_few_at_a_time_and_none_is_lost() {
+        let file = Arc::new(StorageFile::open("/dev/zero".as_ref(), OpenOptions::default()).expect("open"));
+        let mut ring: Ring<usize> = Ring::new().expect("io_uring");
+        for tag in 0..3 * REAP_BATCH {
+            ring.start(Op::Read { file: Arc::clone(&file), offset: 0, buf: IoBuf::new(512), start: 0 }, tag);
+        }
+        let (mut events, mut seen) = (Vec::new(), vec![0; 3 * REAP_BATCH]);
+        while ring.ops_in_flight() > 0 {
+            if !ring.has_reapable() {
+                ring.wait(None).expect("wait");
+            }
+            ring.reap(&mut events);
+            assert!((1..=REAP_BATCH).contains(&events.len()), "{}", events.len());
+            for event in events.drain(..) {
+                let Event::Op(Completion { result: Ok(512), .. }, tag) = event else { panic!("a full read") };
+                seen[tag] += 1;
+            }
+        }
+        assert_eq!(seen, [1; 3 * REAP_BATCH]);
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::sys::buf::IoData;
 
 /// Replies after which a batch is sent, so that the client starts while the rest is answered.
 const BATCH_REPLIES: usize = 32;
+/// The same for replies that tasks put together one by one.
+const SOME_REPLIES: usize = 8;
 /// Bytes after which a batch is sent.
 const BATCH_BYTES: usize = 256 << 10;
 /// Unsent bytes above which no further request is taken.
@@ -77,6 +79,11 @@ impl Output {
     /// Whether it is time to send although more could be answered first.
     pub fn is_batch_full(&self) -> bool {
         self.replies >= BATCH_REPLIES || self.batch.len() + self.queued_bytes >= BATCH_BYTES
+    }
+
+    /// Whether there is enough for the client to go on with although more may be ready at once.
+    pub fn has_some_replies(&self) -> bool {
+        self.replies >= SOME_REPLIES || self.is_batch_full()
     }
 
     pub fn is_over_high_water(&self) -> bool {

@@ -4,18 +4,21 @@
 //! place; everything else runs as a task, so a request that waits for a stripe holds up nobody (INV-4).
 //!
 //! - `negotiate`: the handshake on the socket
+//! - `nudge`: looking for the next requests once replies are sent
 //! - `payload`: receiving large writes
 //! - `check`, `execute`, `reply`: one request
 
 mod check;
 mod execute;
 mod negotiate;
+mod nudge;
 mod payload;
 mod reply;
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -31,8 +34,9 @@ use super::stream::Stream;
 use crate::bdev::Bdev;
 use crate::error::{Error, ErrorKind};
 use crate::frontend::budget::{Account, Permit};
-use crate::reactor::{exec, io as socket_io};
+use crate::reactor::{exec, give_way, io as socket_io};
 use crate::sys::socket::Socket;
+use nudge::Nudge;
 use payload::PayloadPipe;
 
 /// A client has this long to say which export it wants.
@@ -76,6 +80,8 @@ struct Connection {
     turn: Cell<u32>,
     /// Where large payloads wait for the file that they are meant for.
     pipe: PayloadPipe,
+    /// The client has got replies and is about to send more.
+    nudge: Nudge,
     writer: RefCell<Option<Waker>>,
     /// Waits for the output to shrink.
     reader: RefCell<Option<Waker>>,
@@ -113,6 +119,7 @@ impl Connection {
             dirty: Cell::new(false),
             turn: Cell::new(0),
             pipe: PayloadPipe::default(),
+            nudge: Nudge::default(),
             writer: RefCell::new(None),
             reader: RefCell::new(None),
         }
@@ -257,8 +264,15 @@ impl Connection {
     }
 
     /// A task has replied: the write loop sends it together with what else is ready.
+    ///
+    /// Where much is ready some of it goes first. A disk that finishes many requests at once has nothing to do until the
+    /// client's next ones are here, and they come while the rest is put together.
     fn finish(&self, permit: Permit) {
         drop(permit);
+        if !self.blocked.get() && self.output.borrow().has_some_replies() {
+            self.flush();
+            return self.nudge.tell();
+        }
         self.dirty.set(true);
         self.wake_writer();
     }
@@ -337,11 +351,28 @@ impl Connection {
                 return self.note_received(received);
             }
             let attempt = || receive.try_fill(&self.stream);
-            match if self.is_quiet() { socket_io::spin(attempt) } else { None } {
-                Some(received) => return self.note_received(received),
-                None => socket_io::readable(self.stream.raw_fd()).await,
+            if let Some(received) = if self.is_quiet() { socket_io::spin(attempt) } else { None } {
+                return self.note_received(received);
+            }
+            if let Some(received) = self.wait_readable(receive).await {
+                return self.note_received(received);
             }
         }
+    }
+
+    /// Wait until the client has sent more. Whenever it was sent replies meanwhile it gets its turn, should it share this
+    /// CPU, and what it has sent then is returned.
+    async fn wait_readable(&self, receive: &mut Receive) -> Option<io::Result<usize>> {
+        self.nudge.forget();
+        let mut readable = pin!(socket_io::readable(self.stream.raw_fd()));
+        while let exec::Either::Left(()) = exec::race(self.nudge.wait(), readable.as_mut()).await {
+            give_way::give_way();
+            let received = receive.try_fill(&self.stream);
+            if received.is_some() {
+                return received;
+            }
+        }
+        None
     }
 
     /// Nothing is in flight and nothing waits to be sent.
