@@ -21,7 +21,7 @@ use crate::sys::cpu;
 /// How long a task may look for its next request in place after the last one.
 const SPIN: Duration = Duration::from_micros(50);
 /// The same while storage is at work: its answer is near as a rule, and waking up takes long beside that.
-const SPIN_FOR_STORAGE: Duration = Duration::from_micros(250);
+const SPIN_FOR_STORAGE: Duration = Duration::from_micros(150);
 /// The same for the next requests of a client that has just got replies, while storage is at work.
 const SPIN_FOR_CLIENT: Duration = Duration::from_micros(100);
 /// Answers of storage in a row that took longer, after which it is waited for no longer than for anything else, but for
