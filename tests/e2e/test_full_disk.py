@@ -116,7 +116,7 @@ def test_large_writes_that_find_no_room_fail_alone_and_the_next_ones_are_not_mix
         ballast.unlink()
         for at, _ in refused[:8]:
             expected[at : at + large] = random.randbytes(large)
-            client.write(at, expected[at : at + large])
+            client.write(at, bytes(expected[at : at + large]))
         assert client.read_all() == expected
 
 
