@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from bench.daemon import BLOCK_BYTES, STRIPE_KIB, UBI_METADATA_BYTES, Daemon
+from bench.daemon import BLOCK_BYTES, STRIPE_KIB, UBI_METADATA_BYTES, Daemon, seconds_to_start
 from bench.files import write_image
 from bench.process import BenchError
 from bench.report import number, table, verdict
@@ -86,21 +86,11 @@ def run_c7(python: Path, folder: Path, starts: int) -> tuple[str, dict[str, Any]
     config.write_text(json.dumps(_config(folder, image, base)))
     rows, record = [], {}
     for name, path in (("no configuration", None), ("a volume and its export", config)):
-        seconds = [_start(python, folder, path) for _ in range(starts)]
+        seconds = [seconds_to_start(python, folder, path) for _ in range(starts)]
         record[name] = seconds
         rows.append([name, number(median(seconds)), number(max(seconds)), verdict(median(seconds) <= START_TARGET_S)])
     header = ["start with", "median s", "max s", f"median ≤ {START_TARGET_S:g}"]
     return table(f"C7: from exec to ready, {starts} starts each", header, rows), record
-
-
-def _start(python: Path, folder: Path, config: Path | None) -> float:
-    began = time.perf_counter()
-    daemon = Daemon(python, folder, config)
-    try:
-        daemon.wait_until_ready()
-        return time.perf_counter() - began
-    finally:
-        daemon.process.stop()
 
 
 def _config(folder: Path, image: Path, base: Path) -> dict[str, Any]:

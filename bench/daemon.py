@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from bench.process import READY_TIMEOUT_S, BenchError, Process, listens
 from bench.rpc import RpcClient
@@ -14,6 +15,18 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 UBI_METADATA_BYTES = 8 << 20
 BLOCK_BYTES = 512
 STRIPE_KIB = 1024
+
+
+def nbd_uri(socket: Path, export: str) -> str:
+    """Return an export as NBD clients name it."""
+    return f"nbd+unix:///{quote(export, safe='')}?socket={quote(str(socket))}"
+
+
+def seconds_to_start(python: Path, folder: Path, config: Path | None = None) -> float:
+    """Start a daemon, and end it once it is ready."""
+    began = time.perf_counter()
+    with Daemon.running(python, folder, config):
+        return time.perf_counter() - began
 
 
 class Daemon:
@@ -82,6 +95,10 @@ class Daemon:
         with self.client() as client:
             answer = client.call("nbd_create_export", bdev_name=bdev, socket=str(self.nbd_socket))
         return str(answer["export_name"])
+
+    def uri(self, export: str) -> str:
+        """Return an export of that socket as NBD clients name it."""
+        return nbd_uri(self.nbd_socket, export)
 
     def delete_export(self, name: str) -> None:
         """Take an export back."""

@@ -109,8 +109,8 @@ def run_l5(python: Path, folder: Path, size_mib: int) -> tuple[str, dict[str, An
         volume.create_all(client)
         client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
         before = _status(client)
-        run(["nbdcopy", _uri(daemon), "null:"])
-        run(["qemu-io", "-f", "raw", "-c", "flush", _uri(daemon)])
+        run(["nbdcopy", daemon.uri("ubi0"), "null:"])
+        run(["qemu-io", "-f", "raw", "-c", "flush", daemon.uri("ubi0")])
         after = _status(client)
     fetched_mib = (after["fetched_bytes"] - before["fetched_bytes"]) / MIB
     syncs = after["syncs"] - before["syncs"]
@@ -133,9 +133,9 @@ def run_l6(python: Path, folder: Path, flushes: int) -> tuple[str, dict[str, Any
         with Daemon.running(python, folder) as daemon, daemon.client() as client:
             volume.create_all(client)
             client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
-            run(["qemu-io", "-f", "raw", *_each("-c", ["write -q 0 64k", "flush"]), _uri(daemon)])
+            run(["qemu-io", "-f", "raw", *_each("-c", ["write -q 0 64k", "flush"]), daemon.uri("ubi0")])
             before = _status(client)
-            run(["qemu-io", "-f", "raw", *_each("-c", commands), _uri(daemon)])
+            run(["qemu-io", "-f", "raw", *_each("-c", commands), daemon.uri("ubi0")])
             after = _status(client)
         per_flush = (after["metadata_bytes_written"] - before["metadata_bytes_written"]) / flushes
         record[str(pages)] = {"before": before, "after": after}
@@ -154,7 +154,7 @@ def run_map(python: Path, folder: Path, nbd_load: Path, rounds: int, seconds: fl
             with _daemon(python, folder, has_map=name == "volatile map") as daemon, daemon.client() as client:
                 volume.create_all(client)
                 client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
-                argv = [str(nbd_load), "--uri", _uri(daemon), "--rw", "write", "--bs", "64K", "--qd", "1"]
+                argv = [str(nbd_load), "--uri", daemon.uri("ubi0"), "--rw", "write", "--bs", "64K", "--qd", "1"]
                 sample = json.loads(run([*argv, "--seconds", str(seconds)]))
                 sample["present"] = _status(client)["stripes_present"]
             if sample["total"] > FIRST_WRITE_BYTES // (SMALL_STRIPE_KIB << 10):
@@ -180,7 +180,7 @@ def run_open(python: Path, folder: Path, rounds: int) -> tuple[str, dict[str, An
             with Daemon.running(python, folder) as daemon, daemon.client() as client:
                 took["clean"].append(_time_create(daemon, volume))
                 client.call("nbd_create_export", bdev_name="ubi0", socket=str(daemon.nbd_socket))
-                run(["qemu-io", "-f", "raw", "-c", "write -q 0 1M", "-c", "write -q 50G 1M", _uri(daemon)])
+                run(["qemu-io", "-f", "raw", "-c", "write -q 0 1M", "-c", "write -q 50G 1M", daemon.uri("ubi0")])
                 daemon.process.kill()
             with Daemon.running(python, folder) as daemon:
                 took["unclean"].append(_time_create(daemon, volume))
@@ -218,10 +218,6 @@ def _status(client: RpcClient) -> dict[str, Any]:
     answer = client.call("bdev_ubi_get_status", name="ubi0")
     status: dict[str, Any] = answer[0] if isinstance(answer, list) else answer
     return status
-
-
-def _uri(daemon: Daemon) -> str:
-    return f"nbd+unix:///ubi0?socket={daemon.nbd_socket}"
 
 
 def _each(option: str, values: list[str]) -> list[str]:

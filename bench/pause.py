@@ -22,7 +22,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench.compare import progress
-from bench.daemon import BLOCK_BYTES, UBI_METADATA_BYTES, Daemon
+from bench.daemon import UBI_METADATA_BYTES, Daemon, seconds_to_start
 from bench.files import write_image
 from bench.process import READY_TIMEOUT_S, BenchError, listens
 from bench.report import number, table, verdict
@@ -63,7 +63,7 @@ class Restart:
 
 def run_pause(setup: VhostSetup, restarts: int) -> tuple[str, dict[str, Any]]:
     """Kill and start the daemon under load, again and again."""
-    empty_ms = [_start_empty_ms(setup) for _ in range(restarts // 2)]
+    empty_ms = [seconds_to_start(setup.python, setup.folder) * 1000 for _ in range(restarts // 2)]
     options = ("--persist", str(setup.folder / "kept.json"))
     daemon = Daemon(setup.python, setup.folder, options=options)
     try:
@@ -101,24 +101,12 @@ def _rows(restarts: list[tuple[Restart, tuple[int, int]]], empty_ms: list[float]
     ]
 
 
-def _start_empty_ms(setup: VhostSetup) -> float:
-    """Start a daemon without a configuration, and end it once it answers."""
-    began = time.monotonic_ns()
-    daemon = Daemon(setup.python, setup.folder)
-    try:
-        daemon.wait_until_ready()
-        return (time.monotonic_ns() - began) / 1e6
-    finally:
-        daemon.process.stop()
-
-
 def _make_disk(daemon: Daemon, setup: VhostSetup) -> Path:
     image, base = setup.folder / "image.raw", setup.folder / "base.raw"
     write_image(image, setup.size_bytes)
     with base.open("wb") as file:
         file.truncate(setup.size_bytes + UBI_METADATA_BYTES)
-    with daemon.client() as client:
-        client.call("bdev_aio_create", name="base", filename=str(base), block_size=BLOCK_BYTES, cache="writeback")
+    daemon.create_aio("base", base)
     daemon.create_ubi("disk", "base", image)
     return add_controller(daemon, setup.folder, "disk")
 

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
-from bench.daemon import UBI_METADATA_BYTES, Daemon
+from bench.daemon import UBI_METADATA_BYTES, Daemon, nbd_uri
 from bench.files import cache_in_small_pages, write_image
 from bench.process import BenchError, Process, run
 
@@ -48,7 +47,7 @@ class Target:
     @property
     def uri(self) -> str:
         """The export as NBD clients name it."""
-        return f"nbd+unix:///{quote(self.export, safe='')}?socket={quote(str(self.socket))}"
+        return nbd_uri(self.socket, self.export)
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def run_c5(python: Path, folder: Path, nbd_load: Path, calls: int) -> tuple[str,
 
 @contextlib.contextmanager
 def _load(nbd_load: Path, daemon: Daemon, pattern: str) -> Iterator[None]:
-    uri = f"nbd+unix:///malloc0?socket={daemon.nbd_socket}"
+    uri = daemon.uri("malloc0")
     argv = [str(nbd_load), "--uri", uri, "--rw", pattern, "--bs", "4096", "--qd", "32", "--seconds", "600"]
     clients = [subprocess.Popen(argv, stdout=subprocess.DEVNULL) for _ in os.sched_getaffinity(0)]
     try:

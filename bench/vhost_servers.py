@@ -88,8 +88,7 @@ def _start_ours(python: Path, kind: Kind, folder: Path, size_bytes: int, stack: 
     with base.open("wb") as file:
         file.truncate(size_bytes + UBI_METADATA_BYTES)
     cache = "none" if kind == "direct" else "writeback"
-    with daemon.client() as client:
-        client.call("bdev_aio_create", name="base", filename=str(base), block_size=BLOCK_BYTES, cache=cache)
+    daemon.create_aio("base", base, cache)
     daemon.create_ubi("disk", "base", image)
     _copy(daemon, image)
     daemon.check_all_present("disk")
@@ -98,8 +97,7 @@ def _start_ours(python: Path, kind: Kind, folder: Path, size_bytes: int, stack: 
 
 
 def _copy(daemon: Daemon, image: Path) -> None:
-    uri = f"nbd+unix:///{daemon.export('disk')}?socket={daemon.nbd_socket}"
-    run(["nbdcopy", "--allocated", str(image), uri])
+    run(["nbdcopy", "--allocated", str(image), daemon.uri(daemon.export("disk"))])
 
 
 def add_controller(daemon: Daemon, folder: Path, bdev: str) -> Path:
