@@ -95,7 +95,7 @@ def test_large_writes_that_find_no_room_fail_alone_and_the_next_ones_are_not_mix
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(2 * MIB + 100_000))  # so that room ends in the middle of a write
     daemon.create_aio("base0", make_sparse(small_disk / "base.raw", 8 * MIB), cache="writeback")
-    daemon.call("nbd_create_export", bdev_name="base0")
+    daemon.export("base0")
     large, expected = 128 << 10, bytearray(8 * MIB)
     random = rng("no room for large writes")
     refused = []

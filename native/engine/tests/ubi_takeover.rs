@@ -1,7 +1,7 @@
 //! A volume whose process has died, opened again on the same boot: guests wait for that, so it waits for no disk.
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -62,10 +62,18 @@ fn map(folder: &Path) -> std::fs::File {
     std::fs::File::options().read(true).write(true).open(path).expect("map")
 }
 
-fn is_marking_durable(folder: &Path) -> bool {
+fn map_byte(folder: &Path, at: u64) -> u8 {
     let mut byte = [0];
-    map(folder).read_exact_at(&mut byte, MARKING_DURABLE_AT).expect("header of the map");
-    byte == [1]
+    map(folder).read_exact_at(&mut byte, at).expect("a byte of the map");
+    byte[0]
+}
+
+fn set_map_byte(folder: &Path, at: u64, byte: u8) {
+    map(folder).write_all_at(&[byte], at).expect("a byte of the map");
+}
+
+fn is_marking_durable(folder: &Path) -> bool {
+    map_byte(folder, MARKING_DURABLE_AT) == 1
 }
 
 /// An image, a base, a place for maps, and a process that has died: stripe 0 is published, stripe 1 is only in the map.
@@ -84,6 +92,16 @@ async fn left_by_the_dead(folder: &Path) -> Arc<AioBdev> {
     base
 }
 
+/// Run `test` with the folder and the base that a dead process has left.
+fn after_a_death(test: impl AsyncFnOnce(PathBuf, Arc<AioBdev>) + 'static) {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let path = folder.path().to_owned();
+    block_on(async move {
+        let base = left_by_the_dead(&path).await;
+        test(path, base).await;
+    });
+}
+
 async fn check_content(volume: &UbiBdev) {
     let status = volume.status();
     assert_eq!((status.recovered, status.stripes_published), ("map", 1));
@@ -95,10 +113,7 @@ async fn check_content(volume: &UbiBdev) {
 
 #[test]
 fn a_takeover_flushes_nothing_and_its_first_round_publishes_what_is_not_known_to_be_durable() {
-    let folder = tempfile::tempdir().expect("tempdir");
-    let path = folder.path().to_owned();
-    block_on(async move {
-        let base = left_by_the_dead(&path).await;
+    after_a_death(async |path, base| {
         assert!(is_marking_durable(&path));
         let before = flushes(base.iostat());
         let next = volume(&path, &base).await;
@@ -112,11 +127,8 @@ fn a_takeover_flushes_nothing_and_its_first_round_publishes_what_is_not_known_to
 
 #[test]
 fn a_takeover_of_a_marking_that_is_not_known_to_be_durable_flushes_once() {
-    let folder = tempfile::tempdir().expect("tempdir");
-    let path = folder.path().to_owned();
-    block_on(async move {
-        let base = left_by_the_dead(&path).await;
-        map(&path).write_all_at(&[0], MARKING_DURABLE_AT).expect("header of the map");
+    after_a_death(async |path, base| {
+        set_map_byte(&path, MARKING_DURABLE_AT, 0);
         let before = flushes(base.iostat());
         let next = volume(&path, &base).await;
         assert_eq!(flushes(base.iostat()), before + 1, "the marking is flushed before it counts");
@@ -128,17 +140,10 @@ fn a_takeover_of_a_marking_that_is_not_known_to_be_durable_flushes_once() {
 
 #[test]
 fn a_takeover_tells_the_map_of_found_headers_once_they_are_flushed() {
-    let folder = tempfile::tempdir().expect("tempdir");
-    let path = folder.path().to_owned();
-    block_on(async move {
-        let base = left_by_the_dead(&path).await;
-        let says = |stripe: u64| {
-            let mut byte = [0];
-            map(&path).read_exact_at(&mut byte, MAP_HEADER + stripe).expect("map");
-            byte[0]
-        };
+    after_a_death(async |path, base| {
+        let says = |stripe| map_byte(&path, MAP_HEADER + stripe);
         // As where the process died after it had written the header, and before the flush behind it.
-        map(&path).write_all_at(&[1], MAP_HEADER).expect("map");
+        set_map_byte(&path, MAP_HEADER, 1);
         let next = volume(&path, &base).await;
         assert_eq!((says(0), says(1)), (1, 1), "on the base, and no more is known");
         next.flush().await.expect("round");
