@@ -110,7 +110,7 @@ struct SpinState {
     source: Cell<u64>,
     streak: Cell<u32>,
     failures: Cell<u32>,
-    rest: Cell<Rest>,
+    rest: RefCell<Rest>,
     preempted: Cell<i64>,
     cpus: Cell<usize>,
     cpus_asked: Cell<Instant>,
@@ -136,7 +136,7 @@ pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
         source: Cell::new(0),
         streak: Cell::new(0),
         failures: Cell::new(0),
-        rest: Cell::default(),
+        rest: RefCell::default(),
         preempted: Cell::new(cpu::involuntary_switches()),
         cpus: Cell::new(cpu::affinity_count()),
         cpus_asked: Cell::new(now),
@@ -240,7 +240,7 @@ fn is_spare(context: &Context, now: Instant) -> bool {
         spin.cpus_asked.set(now);
         spin.cpus.set(cpu::affinity_count());
     }
-    spin.cpus.get() > 1 && !spin.rest.get().lasts(now) && context.awake.load(Ordering::Relaxed) <= 1
+    spin.cpus.get() > 1 && !spin.rest.borrow().lasts(now) && context.awake.load(Ordering::Relaxed) <= 1
 }
 
 impl Context {
@@ -302,34 +302,32 @@ pub fn look_for_work() -> bool {
     if context.idle.borrow().is_empty() {
         return context.backend.ops_in_flight() > 0 && look_for_completions(&context);
     }
-    let mut now = Instant::now();
-    let allowed = is_spare(&context, now);
+    let mut look = Look::begin();
+    let allowed = is_spare(&context, look.now);
     let storage_works = context.backend.ops_in_flight() > 0;
-    let (limit, mut was_off) = (context.patience.limit(storage_works), false);
+    let limit = context.patience.limit(storage_works);
     loop {
         if context.has_idle_work() {
-            context.worked.set(now);
+            context.worked.set(look.now);
             note_success(&context.spin);
             context.wake_idle(false);
             return true;
         }
         if context.backend.has_completions() {
-            context.worked.set(now);
+            context.worked.set(look.now);
             context.patience.met();
             return true;
         }
         if exec::has_ready() {
             return true;
         }
-        let looked = std::mem::replace(&mut now, Instant::now());
-        was_off |= now.saturating_duration_since(looked) >= OFF_CPU;
-        if !allowed || now.saturating_duration_since(context.worked.get()) >= limit {
+        look.again();
+        if !allowed || look.now.saturating_duration_since(context.worked.get()) >= limit {
             break;
         }
-        std::hint::spin_loop();
     }
     if allowed {
-        note_failure(&context.spin, was_off);
+        note_failure(&context.spin, look.was_off);
         if storage_works {
             context.patience.missed();
         }
@@ -341,22 +339,39 @@ pub fn look_for_work() -> bool {
 /// Look for a while for what storage has finished or a socket has brought: a client that has just got replies is about to
 /// send its next requests, and storage may have nothing to do until they are here.
 fn look_for_completions(context: &Context) -> bool {
-    let began = Instant::now();
+    let mut look = Look::begin();
+    let began = look.now;
     if !is_spare(context, began) {
         return false;
     }
-    let (mut now, mut was_off) = (began, false);
-    while now.duration_since(began) < SPIN_FOR_CLIENT {
+    while look.now.duration_since(began) < SPIN_FOR_CLIENT {
         if context.backend.has_completions() || exec::has_ready() {
             note_success(&context.spin);
             return true;
         }
-        std::hint::spin_loop();
-        let looked = std::mem::replace(&mut now, Instant::now());
-        was_off |= now.duration_since(looked) >= OFF_CPU;
+        look.again();
     }
-    note_failure(&context.spin, was_off);
+    note_failure(&context.spin, look.was_off);
     false
+}
+
+/// Looking again and again, with an eye on the clock.
+struct Look {
+    now: Instant,
+    /// Somebody else had the CPU meanwhile.
+    was_off: bool,
+}
+
+impl Look {
+    fn begin() -> Self {
+        Self { now: Instant::now(), was_off: false }
+    }
+
+    fn again(&mut self) {
+        std::hint::spin_loop();
+        let looked = std::mem::replace(&mut self.now, Instant::now());
+        self.was_off |= self.now.saturating_duration_since(looked) >= OFF_CPU;
+    }
 }
 
 impl SpinState {
@@ -369,18 +384,14 @@ impl SpinState {
 
 fn note_success(spin: &SpinState) {
     spin.failures.set(0);
-    let mut rest = spin.rest.get();
-    rest.forget();
-    spin.rest.set(rest);
+    spin.rest.borrow_mut().forget();
 }
 
 fn note_failure(spin: &SpinState, was_preempted: bool) {
     let failures = spin.failures.get() + 1;
     spin.failures.set(failures);
     if was_preempted || failures >= SPIN_FAILURES {
-        let mut rest = spin.rest.get();
-        rest.begin(Instant::now());
-        spin.rest.set(rest);
+        spin.rest.borrow_mut().begin(Instant::now());
         spin.failures.set(0);
     }
 }

@@ -6,7 +6,7 @@ const FIRST: Duration = Duration::from_millis(1);
 const MAX: Duration = Duration::from_millis(250);
 
 /// When to try again.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Rest {
     next: Duration,
     until: Option<Instant>,

@@ -137,7 +137,7 @@ impl<T> Ring<T> {
 
     /// Whether completions are there, or would be after entering the kernel.
     pub fn has_completions(&mut self) -> bool {
-        !self.ring.completion().is_empty() || self.ring.submission().taskrun()
+        self.has_reapable() || self.ring.submission().taskrun()
     }
 
     /// Submit, and let finished work appear, without waiting.

@@ -51,7 +51,10 @@ impl Connection {
             }
         };
         let Some(pipe) = self.pipe_for(&request, have) else {
-            return self.receive_into(receive, request, IoBuf::new(len), have, permit).await;
+            let mut buf = IoBuf::new(len);
+            buf[..have].copy_from_slice(receive.data());
+            receive.consume(have);
+            return self.fill_and_write(receive, request, buf, have, permit).await;
         };
         match self.fill_pipe(receive, &pipe, len).await {
             Piped::All => self.write_pipe(request, &pipe, permit),
@@ -117,20 +120,7 @@ impl Connection {
         self.bdev.try_write_pipe(request.offset, pipe)
     }
 
-    /// Receive a payload, of which `have` bytes were received with its header, into its buffer, then start the write.
-    async fn receive_into(
-        self: &Rc<Self>,
-        receive: &mut Receive,
-        request: Request,
-        mut buf: IoBuf,
-        have: usize,
-        permit: Permit,
-    ) -> bool {
-        buf[..have].copy_from_slice(receive.data());
-        receive.consume(have);
-        self.fill_and_write(receive, request, buf, have, permit).await
-    }
-
+    /// Receive the rest of a payload into its buffer, of which `filled` bytes are there, then carry out or start the write.
     async fn fill_and_write(
         self: &Rc<Self>,
         receive: &mut Receive,
