@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from statistics import median
 
 from bench.files import settle, warm
+from bench.host import Host
 from bench.load import Cell, Clients, Sample
 from bench.servers import Target
 
@@ -20,10 +22,12 @@ class Plan:
     Args:
         seconds: of each run.
         rounds: runs of each server in each cell; the servers take turns.
+        host: keeps disturbed runs out.
     """
 
     seconds: float
     rounds: int
+    host: Host = field(default_factory=Host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class Result:
     def median(self) -> Sample:
         """The median of each figure."""
         return Sample(
-            **{field.name: median(getattr(one, field.name) for one in self.samples) for field in fields(Sample)}
+            **{one.name: median(getattr(sample, one.name) for sample in self.samples) for one in fields(Sample)}
         )
 
 
@@ -56,11 +60,16 @@ def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Pla
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
             target.attach()
             clients.run(target, cell, WARM_UP_S)
-            samples[target.name].append(clients.run(target, cell, plan.seconds))
-            if cell.writes:
-                settle(target.file)
+            samples[target.name].append(plan.host.undisturbed(partial(_run, clients, target, cell, plan.seconds)))
     progress("")
     return [Result(cell, name, tuple(runs)) for name, runs in samples.items()]
+
+
+def _run(clients: Clients, target: Target, cell: Cell, seconds: float) -> Sample:
+    sample = clients.run(target, cell, seconds)
+    if cell.writes:
+        settle(target.file)
+    return sample
 
 
 def progress(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
@@ -44,7 +45,7 @@ def run_p7(python: Path, clients: Clients, files: Files, plan: Plan, only: str) 
     header = ["load", f"{FILE} qd{FILE_DEPTH}", *names[1:]]
     header += [f"of the file, ≥ {OF_FILE_TARGET}", "met", f"of qemu-nbd, ≥ {OF_PEER_TARGET}", "met"]
     record = {"plan": asdict(plan), "size_bytes": files.size_bytes, "iops": {str(cell): rates[cell] for cell in cells}}
-    return table("P7: O_DIRECT, 4 KiB random (requests a second)", header, rows), record
+    return table("P7: O_DIRECT, 4 KiB random (requests a second)", header, rows) + plan.host.note(), record
 
 
 def _start(python: Path, files: Files, stack: ExitStack) -> list[Target]:
@@ -66,11 +67,12 @@ def _measure(clients: Clients, targets: list[Target], file: Path, cell: Cell, pl
     for turn in range(plan.rounds):
         progress(f"{cell}: round {turn + 1} of {plan.rounds}")
         run_fio([], engine, FILE, bare, WARM_UP_S)
-        rates[FILE].append(run_fio([], engine, FILE, bare, plan.seconds).iops)
+        rates[FILE].append(plan.host.undisturbed(partial(run_fio, [], engine, FILE, bare, plan.seconds)).iops)
         for target in targets:
             target.attach()
             clients.run(target, cell, WARM_UP_S)
-            rates[target.name].append(clients.run(target, cell, plan.seconds).iops)
+            sample = plan.host.undisturbed(partial(clients.run, target, cell, plan.seconds))
+            rates[target.name].append(sample.iops)
     progress("")
     return rates
 

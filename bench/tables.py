@@ -156,7 +156,7 @@ def run_data_table(spec: DataTable, setup: Setup) -> tuple[str, dict[str, Any]]:
             for one in results
         ],
     }
-    return "\n".join(text), record
+    return "\n".join(text) + setup.plan.host.note(), record
 
 
 def _figures(result: Result, *, cost: bool) -> list[float]:

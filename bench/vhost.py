@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, TypeAlias
@@ -132,7 +133,11 @@ def run_p5(setup: VhostSetup, plan: Plan, only: str) -> tuple[str, dict[str, Any
         {"cell": str(cell), "server": name, "samples": [asdict(sample) for sample in runs]}
         for (cell, name), runs in samples.items()
     ]
-    return _tables(names, samples), {"plan": asdict(plan), "size_bytes": setup.size_bytes, "results": results}
+    return _tables(names, samples) + plan.host.note(), {
+        "plan": asdict(plan),
+        "size_bytes": setup.size_bytes,
+        "results": results,
+    }
 
 
 def _measure(vhost_load: Path, backends: list[Backend], cell: VhostCell, plan: Plan) -> Samples:
@@ -143,9 +148,8 @@ def _measure(vhost_load: Path, backends: list[Backend], cell: VhostCell, plan: P
     for turn in range(plan.rounds):
         for backend in backends:
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {backend.name}")
-            samples[cell, backend.name].append(_load(vhost_load, backend, cell, plan.seconds))
-            if cell.writes and backend.file and cell.kind != "tmpfs":
-                settle(backend.file)
+            one = plan.host.undisturbed(partial(_load, vhost_load, backend, cell, plan.seconds))
+            samples[cell, backend.name].append(one)
     progress("")
     return samples
 
@@ -157,6 +161,8 @@ def _load(vhost_load: Path, backend: Backend, cell: VhostCell, seconds: float) -
     before = backend.process.cpu_s()
     figures = json.loads(run(argv))
     cpu_s = backend.process.cpu_s() - before
+    if cell.writes and backend.file and cell.kind != "tmpfs":
+        settle(backend.file)
     if figures["errors"]:
         raise BenchError(f"{backend.name}: {figures['errors']} requests failed")
     rates = {field.name: figures[field.name] for field in fields(Sample) if field.name != "cpu_us"}
