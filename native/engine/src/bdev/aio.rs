@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
 use super::stat::{self, Began, LentReads, Op};
-use super::{BaseIdentity, Bdev, BdevInfo, IoStat, Lent, LocalFuture, Survives, ZeroFlags};
+use super::{BaseIdentity, Bdev, BdevInfo, IoStat, LEND_MIN, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
@@ -27,8 +27,6 @@ const INLINE_WRITE_MAX: usize = 256 << 10;
 /// An inline write that takes longer has blocked: the volume uses the ring for a while.
 const INLINE_WRITE_SLOW: Duration = Duration::from_millis(1);
 const INLINE_WRITE_REST_MS: u64 = 50;
-/// Smallest read that leaves by sendfile; below, the copy is cheaper than the extra call.
-const LEND_MIN: usize = 32 << 10;
 /// One piece of a zero fill where the file system cannot zero by itself.
 const ZERO_PIECE: usize = 1 << 20;
 /// Most that one prefetch request reads.

@@ -160,6 +160,9 @@ pub struct BaseIdentity {
     pub made: u64,
 }
 
+/// Smallest read that is worth lending, bytes; below, a copy is cheaper than the extra call.
+pub const LEND_MIN: usize = 32 << 10;
+
 /// A block device.
 pub trait Bdev: Send + Sync {
     fn info(&self) -> &BdevInfo;
@@ -209,7 +212,7 @@ pub trait Bdev: Send + Sync {
         None
     }
 
-    /// The cached file range that holds these bytes, if there is one that can be sent without waiting.
+    /// The cached file range that holds these bytes, `LEND_MIN` or more, if there is one that can be sent without waiting.
     fn lend(&self, _offset: u64, _len: usize) -> Option<Lent> {
         None
     }

@@ -6,8 +6,9 @@
 //! - [`handshake`], [`proto`], [`context`]: the protocol itself, without I/O
 //! - [`zeros`] cuts reads into chunks, [`status`] answers BLOCK_STATUS, [`unaligned`] carries out what is not in whole blocks
 //! - [`stream`] a client's bytes, [`tls`] under TLS where that was agreed on
-//! - [`output`], [`receive`]: a connection's memory
+//! - [`output`], [`batch`], [`receive`]: a connection's memory
 
+pub mod batch;
 mod connection;
 pub mod context;
 pub mod export;

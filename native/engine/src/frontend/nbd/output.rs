@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 
+use super::batch::Batch;
 use super::stream::Stream;
 use crate::bdev::Lent;
 use crate::sys::buf::IoData;
@@ -17,7 +18,7 @@ const BATCH_BYTES: usize = 256 << 10;
 const HIGH_WATER: usize = 1 << 20;
 
 enum Segment {
-    Bytes(Vec<u8>),
+    Bytes(Batch),
     Data(IoData),
     File { lent: Lent, len: usize },
 }
@@ -25,7 +26,7 @@ enum Segment {
 impl Segment {
     fn len(&self) -> usize {
         match self {
-            Segment::Bytes(bytes) => bytes.len(),
+            Segment::Bytes(batch) => batch.len(),
             Segment::Data(data) => data.len(),
             Segment::File { len, .. } => *len,
         }
@@ -44,7 +45,7 @@ pub enum Flushed {
 #[derive(Default)]
 pub struct Output {
     /// Replies that are being put together; header and payload of each are contiguous.
-    batch: Vec<u8>,
+    batch: Batch,
     replies: usize,
     queue: VecDeque<Segment>,
     /// Bytes of the queue's first segment that are gone.
@@ -54,7 +55,7 @@ pub struct Output {
 
 impl Output {
     /// Where small replies are appended; `end_reply` follows each.
-    pub fn batch(&mut self) -> &mut Vec<u8> {
+    pub fn batch(&mut self) -> &mut Batch {
         &mut self.batch
     }
 
@@ -135,18 +136,18 @@ impl Output {
     fn flush_batch(&mut self, stream: &Stream) -> io::Result<Flushed> {
         let mut done = 0;
         while done < self.batch.len() {
-            match stream.send(&self.batch[done..]) {
+            match stream.send(&self.batch.bytes()[done..]) {
                 Ok(count) => done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.batch.drain(..done);
+                    self.batch.drain(done);
                     self.close_batch();
                     return Ok(Flushed::Blocked);
                 }
                 Err(error) => return Err(error),
             }
         }
-        self.batch.clear();
+        self.batch.truncate(0);
         Ok(Flushed::All)
     }
 
@@ -156,7 +157,7 @@ impl Output {
         let mut more = false;
         for segment in self.queue.iter().take(64) {
             let bytes: &[u8] = match segment {
-                Segment::Bytes(bytes) => bytes,
+                Segment::Bytes(batch) => batch.bytes(),
                 Segment::Data(data) => data,
                 Segment::File { .. } => {
                     more = true;
@@ -183,9 +184,9 @@ impl Output {
             }
             self.sent -= len;
             let done = self.queue.pop_front();
-            if let (Some(Segment::Bytes(mut bytes)), true) = (done, self.batch.capacity() == 0) {
-                bytes.clear();
-                self.batch = bytes; // keep an allocation for the next batch
+            if let (Some(Segment::Bytes(mut batch)), true) = (done, self.batch.is_new()) {
+                batch.truncate(0);
+                self.batch = batch; // keep an allocation for the next batch
             }
         }
     }

@@ -5,6 +5,8 @@
 //!
 //! Source: NBD proto.md, "Transmission phase" and "Values".
 
+use super::batch::Append;
+
 /// Bytes of a request's header (without extended headers).
 pub const REQUEST_BYTES: usize = 28;
 /// Bytes of a request's header with extended headers.
@@ -248,12 +250,12 @@ impl Request {
 
 /// Append a simple reply: `error` is 0 or an [`NbdErrno`]; a successful read's payload follows.
 #[inline]
-pub fn simple_reply(out: &mut Vec<u8>, cookie: u64, error: u32) {
+pub fn simple_reply(out: &mut impl Append, cookie: u64, error: u32) {
     let mut reply = [0; SIMPLE_REPLY_BYTES];
     reply[..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
     reply[4..8].copy_from_slice(&error.to_be_bytes());
     reply[8..].copy_from_slice(&cookie.to_be_bytes());
-    out.extend_from_slice(&reply);
+    out.put(&reply);
 }
 
 /// What the header of every chunk of a reply repeats, and its form.
@@ -267,7 +269,7 @@ pub struct To {
 
 /// Append a chunk's header, of which `length` bytes have to follow.
 #[inline]
-fn chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u32) {
+fn chunk(out: &mut impl Append, flags: u16, kind: u16, to: To, length: u32) {
     if to.extended {
         return extended_chunk(out, flags, kind, to, u64::from(length));
     }
@@ -277,10 +279,10 @@ fn chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u32) {
     header[6..8].copy_from_slice(&kind.to_be_bytes());
     header[8..16].copy_from_slice(&to.cookie.to_be_bytes());
     header[16..].copy_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&header);
+    out.put(&header);
 }
 
-fn extended_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u64) {
+fn extended_chunk(out: &mut impl Append, flags: u16, kind: u16, to: To, length: u64) {
     let mut header = [0; EXTENDED_CHUNK_HEADER_BYTES];
     header[..4].copy_from_slice(&EXTENDED_REPLY_MAGIC.to_be_bytes());
     header[4..6].copy_from_slice(&flags.to_be_bytes());
@@ -288,50 +290,50 @@ fn extended_chunk(out: &mut Vec<u8>, flags: u16, kind: u16, to: To, length: u64)
     header[8..16].copy_from_slice(&to.cookie.to_be_bytes());
     header[16..24].copy_from_slice(&to.offset.to_be_bytes());
     header[24..].copy_from_slice(&length.to_be_bytes());
-    out.extend_from_slice(&header);
+    out.put(&header);
 }
 
 /// Append the header of a chunk of data; `length` (1 to 2^32 - 9) bytes of `offset` have to follow. `done` ends the reply.
 #[inline]
-pub fn offset_data(out: &mut Vec<u8>, to: To, offset: u64, length: u32, done: bool) {
+pub fn offset_data(out: &mut impl Append, to: To, offset: u64, length: u32, done: bool) {
     debug_assert!(length > 0 && length <= u32::MAX - 8, "a data chunk carries at least one byte and fits its header");
     chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_DATA, to, length + 8);
-    out.extend_from_slice(&offset.to_be_bytes());
+    out.put(&offset.to_be_bytes());
 }
 
 /// Append a chunk that says that `length` (not 0) bytes at `offset` are zeros; `done` ends the reply.
 #[inline]
-pub fn offset_hole(out: &mut Vec<u8>, to: To, offset: u64, length: u32, done: bool) {
+pub fn offset_hole(out: &mut impl Append, to: To, offset: u64, length: u32, done: bool) {
     debug_assert!(length > 0, "a hole has at least one byte");
     chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_OFFSET_HOLE, to, 12);
-    out.extend_from_slice(&offset.to_be_bytes());
-    out.extend_from_slice(&length.to_be_bytes());
+    out.put(&offset.to_be_bytes());
+    out.put(&length.to_be_bytes());
 }
 
 /// Append what one metadata context says: extents of a length and a value each, at least one; `done` ends the reply.
-pub fn block_status(out: &mut Vec<u8>, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
+pub fn block_status(out: &mut impl Append, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
     debug_assert!(!extents.is_empty(), "a block status has at least one extent");
     if to.extended {
         return block_status_ext(out, to, context, extents, done);
     }
     let length = u32::try_from(4 + 8 * extents.len()).unwrap_or(u32::MAX); // at most 2^20 extents
     chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS, to, length);
-    out.extend_from_slice(&context.to_be_bytes());
+    out.put(&context.to_be_bytes());
     for (length, value) in extents {
         // A request has 32 bits, and no extent goes beyond it.
-        out.extend_from_slice(&u32::try_from(*length).unwrap_or(u32::MAX).to_be_bytes());
-        out.extend_from_slice(&value.to_be_bytes());
+        out.put(&u32::try_from(*length).unwrap_or(u32::MAX).to_be_bytes());
+        out.put(&value.to_be_bytes());
     }
 }
 
-fn block_status_ext(out: &mut Vec<u8>, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
+fn block_status_ext(out: &mut impl Append, to: To, context: u32, extents: &[(u64, u32)], done: bool) {
     let length = 8 + 16 * extents.len() as u64;
     extended_chunk(out, u16::from(done) * REPLY_FLAG_DONE, CHUNK_BLOCK_STATUS_EXT, to, length);
-    out.extend_from_slice(&context.to_be_bytes());
-    out.extend_from_slice(&u32::try_from(extents.len()).unwrap_or(u32::MAX).to_be_bytes()); // at most 2^20
+    out.put(&context.to_be_bytes());
+    out.put(&u32::try_from(extents.len()).unwrap_or(u32::MAX).to_be_bytes()); // at most 2^20
     for (length, value) in extents {
-        out.extend_from_slice(&length.to_be_bytes());
-        out.extend_from_slice(&u64::from(*value).to_be_bytes());
+        out.put(&length.to_be_bytes());
+        out.put(&u64::from(*value).to_be_bytes());
     }
 }
 
@@ -347,13 +349,13 @@ pub fn parse_status_filter(payload: &[u8]) -> Option<(u64, impl Iterator<Item = 
 
 /// Append the chunk that ends a reply and says nothing else.
 #[inline]
-pub fn none_chunk(out: &mut Vec<u8>, to: To) {
+pub fn none_chunk(out: &mut impl Append, to: To) {
     chunk(out, REPLY_FLAG_DONE, CHUNK_NONE, to, 0);
 }
 
 /// Append the chunk that fails the whole request and ends the reply; `error` is an [`NbdErrno`].
 #[inline]
-pub fn error_chunk(out: &mut Vec<u8>, to: To, error: u32, message: &str) {
+pub fn error_chunk(out: &mut impl Append, to: To, error: u32, message: &str) {
     let text = message_bytes(message);
     chunk(out, REPLY_FLAG_DONE, CHUNK_ERROR, to, u32::from(text.len) + 6);
     error_text(out, error, &text);
@@ -361,12 +363,12 @@ pub fn error_chunk(out: &mut Vec<u8>, to: To, error: u32, message: &str) {
 
 /// Append a chunk that fails the request from `offset` on; `done` ends the reply.
 #[inline]
-pub fn error_offset_chunk(out: &mut Vec<u8>, to: To, error: u32, message: &str, offset: u64, done: bool) {
+pub fn error_offset_chunk(out: &mut impl Append, to: To, error: u32, message: &str, offset: u64, done: bool) {
     let text = message_bytes(message);
     let flags = u16::from(done) * REPLY_FLAG_DONE;
     chunk(out, flags, CHUNK_ERROR_OFFSET, to, u32::from(text.len) + 14);
     error_text(out, error, &text);
-    out.extend_from_slice(&offset.to_be_bytes());
+    out.put(&offset.to_be_bytes());
 }
 
 struct Text<'a> {
@@ -380,11 +382,11 @@ fn message_bytes(message: &str) -> Text<'_> {
     Text { bytes, len: u16::try_from(bytes.len()).unwrap_or(0) } // at most MESSAGE_MAX
 }
 
-fn error_text(out: &mut Vec<u8>, error: u32, text: &Text<'_>) {
+fn error_text(out: &mut impl Append, error: u32, text: &Text<'_>) {
     debug_assert_ne!(error, 0, "an error chunk has an error");
-    out.extend_from_slice(&error.to_be_bytes());
-    out.extend_from_slice(&text.len.to_be_bytes());
-    out.extend_from_slice(text.bytes);
+    out.put(&error.to_be_bytes());
+    out.put(&text.len.to_be_bytes());
+    out.put(text.bytes);
 }
 
 #[cfg(test)]

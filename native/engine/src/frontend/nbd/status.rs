@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::batch::Append;
 use super::context::{Context, Contexts};
 use super::proto;
 use crate::bdev::Bdev;
@@ -55,7 +56,7 @@ pub fn parse_filter(payload: &[u8], agreed: Contexts) -> Option<(u64, Contexts)>
 }
 
 /// Append the chunks of a reply, one for each context.
-pub fn reply(out: &mut Vec<u8>, to: proto::To, contexts: Contexts, extents: &[Extent], only_one: bool) {
+pub fn reply(out: &mut impl Append, to: proto::To, contexts: Contexts, extents: &[Extent], only_one: bool) {
     let mut contexts = contexts.iter().peekable();
     while let Some(context) = contexts.next() {
         let runs = runs(context, extents, only_one);

@@ -2,12 +2,13 @@
 
 use std::rc::Rc;
 
+use super::super::batch::Batch;
 use super::super::proto::{self, Command, Request};
 use super::super::status;
 use super::super::unaligned::Unaligned;
 use super::super::zeros::is_zero;
 use super::{Connection, Cut};
-use crate::bdev::{PartialRead, ZeroFlags};
+use crate::bdev::{LEND_MIN, PartialRead, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frontend::budget::Permit;
 use crate::reactor::exec;
@@ -73,7 +74,8 @@ impl Connection {
             self.reply_ok(request);
             return Ok(());
         }
-        if !self.stream.is_encrypted()
+        if len >= LEND_MIN
+            && !self.stream.is_encrypted()
             && let Some(lent) = self.bdev.lend(request.offset, len)
         {
             let mut output = self.output.borrow_mut();
@@ -96,11 +98,10 @@ impl Connection {
         let batch = output.batch();
         let start = batch.len();
         self.read_header(batch, request);
-        let payload = batch.len();
-        batch.resize(payload + len, 0);
-        match self.bdev.try_read(request.offset, &mut batch[payload..]) {
+        let payload = batch.space(len);
+        match self.bdev.try_read(request.offset, payload) {
             Some(Ok(())) => {
-                if self.structured() && is_zero(&batch[payload..]) {
+                if self.structured() && is_zero(payload) {
                     batch.truncate(start);
                     let to = request.reply_to(self.extended());
                     proto::offset_hole(batch, to, request.offset, len as u32, true); // at most COPY_READ_MAX
@@ -115,7 +116,7 @@ impl Connection {
         }
     }
 
-    pub(super) fn read_header(&self, out: &mut Vec<u8>, request: &Request) {
+    pub(super) fn read_header(&self, out: &mut Batch, request: &Request) {
         if self.structured() {
             // A read has at most MAX_PAYLOAD bytes.
             proto::offset_data(out, request.reply_to(self.extended()), request.offset, request.length as u32, true);

@@ -1,5 +1,6 @@
 //! Answers, in the form that was agreed on.
 
+use super::super::batch::Append as _;
 use super::super::output::Output;
 use super::super::proto::{self, Command, Request};
 use super::super::zeros::{Content, plan_read_reply};
@@ -82,7 +83,7 @@ impl Connection {
 /// Append a part of a buffer to the chunk whose header is in the batch.
 fn push_data(output: &mut Output, buf: &IoData, start: usize, len: usize) {
     if len <= COPY_REPLY_MAX {
-        output.batch().extend_from_slice(&buf[start..start + len]);
+        output.batch().put(&buf[start..start + len]);
     } else {
         output.push_data(buf.slice(start, len));
     }
