@@ -372,6 +372,16 @@ def test_a_broken_ring_stops_alone_and_can_be_set_up_again(living: Path, name: s
         assert queue.run(vhost.IN, 0, read_bytes=512) == vhost.OK
 
 
+def test_what_is_ahead_of_a_broken_request_is_answered(living: Path) -> None:
+    client, queue = VhostClient.ready(living)
+    with client:
+        first = queue.request(vhost.IN, 0, read_bytes=512, kick=False)
+        queue.offer(64)
+        (done,) = queue.wait(1)
+        assert (done.head, queue.status()) == (first, vhost.OK)
+        assert queue.failed()
+
+
 ANSWERED: dict[str, tuple[int, list[tuple[int, int, int]]]] = {
     "a header that is to be written": (vhost.IN, [(HEADER, 16, WRITE), (DATA_AT, 512, WRITE), (STATUS_AT, 1, WRITE)]),
     "a header of 15 bytes": (vhost.IN, [(HEADER, 15, 0), (STATUS_AT, 1, WRITE)]),

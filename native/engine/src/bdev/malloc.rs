@@ -76,6 +76,10 @@ impl Bdev for MallocBdev {
         Some(Ok(()))
     }
 
+    fn expect_read(&self, offset: u64, len: usize) {
+        self.memory.bring_nearer(offset, len);
+    }
+
     fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.read_sg(offset, target);

@@ -178,6 +178,9 @@ pub trait Bdev: Send + Sync {
         None
     }
 
+    /// A read is tried soon, of any range whatever; who has its bytes in memory may have them come nearer. Cheap.
+    fn expect_read(&self, _offset: u64, _len: usize) {}
+
     /// Read into memory that others share, at once if that needs no waiting; None declines (the memory may hold
     /// anything then).
     fn try_read_sg(&self, _offset: u64, _target: &SgList) -> Option<Result<()>> {

@@ -229,32 +229,48 @@ impl Queue {
         Ok(request)
     }
 
-    /// Answer or start a batch of requests.
+    /// Answer or start a batch of requests. Each is taken before the one ahead of it is started, so that what it reads
+    /// can come nearer meanwhile.
     fn take_batch(self: &Rc<Self>) -> Result<Taken, Violation> {
         let mut waiting = 0;
+        let mut coming = None;
         for count in 0..BATCH {
-            if waiting == 0 {
-                waiting = self.ring.borrow().waiting()?;
-            }
-            if waiting == 0 {
+            let Some(request) = coming.take().map_or_else(|| self.take(&mut waiting), |request| Ok(Some(request)))?
+            else {
                 return Ok(if count == 0 { Taken::Nothing } else { Taken::Some });
+            };
+            let Some(permit) = self.account.try_take(request.memory_bytes()) else {
+                return Ok(Taken::OverBudget(request));
+            };
+            let next = if count + 1 < BATCH { self.take(&mut waiting) } else { Ok(None) };
+            if let Ok(Some(next)) = &next {
+                self.target().expect(next);
             }
-            waiting -= 1;
-            let head = self.ring.borrow_mut().take_head()?;
-            let request = self.request(head)?;
-            if let Some(inflight) = &mut *self.inflight.borrow_mut() {
-                inflight.take(head);
-            }
-            match self.account.try_take(request.memory_bytes()) {
-                Some(permit) => self.start(request, permit),
-                None => return Ok(Taken::OverBudget(request)),
-            }
+            self.start(request, permit);
+            coming = next?;
             let enough = if self.driver_sleeps.get() { PUBLISH_ASLEEP } else { PUBLISH };
             if self.done.borrow().len() >= enough {
                 self.publish();
             }
         }
         Ok(Taken::Some)
+    }
+
+    /// Take the next request, if there is one; `waiting` says how many are known to be there.
+    fn take(&self, waiting: &mut u16) -> Result<Option<Request>, Violation> {
+        if *waiting == 0 {
+            *waiting = self.ring.borrow().waiting()?;
+        }
+        if *waiting == 0 {
+            return Ok(None);
+        }
+        *waiting -= 1;
+        let head = self.ring.borrow_mut().take_head()?;
+        let request = self.request(head)?;
+        if let Some(inflight) = &mut *self.inflight.borrow_mut() {
+            inflight.take(head);
+        }
+        Ok(Some(request))
     }
 
     fn target(&self) -> Target<'_> {

@@ -240,6 +240,13 @@ impl Target<'_> {
         Ok(())
     }
 
+    /// Tell the bdev of a request that is carried out soon.
+    pub fn expect(&self, request: &Request) {
+        if let Command::Read { offset } = request.command {
+            self.bdev.expect_read(offset, request.data_len);
+        }
+    }
+
     /// Carry out what needs no waiting; `pieces` is a list to use for that, whatever it holds.
     pub fn try_execute(&self, request: &Request, pieces: &mut SgList) -> Tried {
         let tried = match request.command {
