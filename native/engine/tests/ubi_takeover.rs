@@ -1,5 +1,7 @@
 //! A volume whose process has died, opened again on the same boot: guests wait for that, so it waits for no disk.
 
+mod ubi_support;
+
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use ubi_engine::bdev::ubi::state_dir::StateDir;
 use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions};
 use ubi_engine::bdev::{Bdev, IoStat};
 use ubi_engine::image::file::FileImage;
-use ubi_engine::reactor::exec::block_on;
+use ubi_engine::reactor::exec::{self, block_on};
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
 const STRIPE: u64 = 64 << 10;
@@ -148,6 +150,27 @@ fn a_takeover_tells_the_map_of_found_headers_once_they_are_flushed() {
         assert_eq!((says(0), says(1)), (1, 1), "on the base, and no more is known");
         next.flush().await.expect("round");
         assert_eq!((says(0), says(1)), (2, 2), "durable");
+        next.close().await.expect("close");
+    });
+}
+
+#[test]
+fn found_headers_are_flushed_after_five_seconds_although_nobody_asks() {
+    let folder = tempfile::tempdir().expect("tempdir");
+    let path = folder.path().to_owned();
+    ubi_support::run_with_threads(async move {
+        let base = left_by_the_dead(&path).await;
+        // The process died before the flush behind the header of stripe 0, and nothing else is left to publish.
+        set_map_byte(&path, MAP_HEADER, 1);
+        set_map_byte(&path, MAP_HEADER + 1, 0);
+        let next = volume(&path, &base).await;
+        let before = flushes(base.iostat());
+        exec::sleep(Duration::from_millis(4_900)).await;
+        assert_eq!((flushes(base.iostat()), map_byte(&path, MAP_HEADER)), (before, 1), "not yet");
+        exec::sleep(Duration::from_millis(200)).await;
+        assert_eq!((flushes(base.iostat()), map_byte(&path, MAP_HEADER)), (before + 1, 2), "durable, by one flush");
+        exec::sleep(Duration::from_secs(60)).await;
+        assert_eq!(flushes(base.iostat()), before + 1, "and no more of them");
         next.close().await.expect("close");
     });
 }

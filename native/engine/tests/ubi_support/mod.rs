@@ -24,7 +24,7 @@ pub use base::{Access, MemBase, Op};
 pub use big::{BigBase, BigImage};
 pub use image::MemImage;
 pub use random::Random;
-pub use time::run;
+pub use time::{run, run_with_threads};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;

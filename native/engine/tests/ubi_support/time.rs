@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::time::Duration;
 
 use ubi_engine::reactor::exec::Executor;
 use ubi_engine::reactor::ops;
@@ -12,6 +13,15 @@ use ubi_engine::reactor::ops;
 /// # Panics
 /// When every task waits and there is no timer: somebody waits for ever (INV-4).
 pub fn run<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
+    run_else(future, || panic!("INV-4: every task waits and nothing will wake one"))
+}
+
+/// The same for what has files looked at by other threads: where every task waits and there is no timer, it is for them.
+pub fn run_with_threads<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
+    run_else(future, || std::thread::sleep(Duration::from_millis(1)))
+}
+
+fn run_else<T: 'static>(future: impl Future<Output = T> + 'static, when_all_wait: impl Fn()) -> T {
     let exec = Executor::new(|| {});
     let _entered = exec.enter();
     let _driver = ops::install(Rc::new(ops::BlockingDriver));
@@ -28,7 +38,7 @@ pub fn run<T: 'static>(future: impl Future<Output = T> + 'static) -> T {
             return value;
         }
         if !exec.has_ready() {
-            exec.set_now(exec.next_deadline().expect("INV-4: every task waits and nothing will wake one"));
+            exec.next_deadline().map_or_else(&when_all_wait, |deadline| exec.set_now(deadline));
         }
     }
 }
