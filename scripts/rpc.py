@@ -687,7 +687,10 @@ def read_config(source: str | None) -> Any:
         if os.path.exists(source):  # noqa: PTH110
             with open(source, encoding="utf-8") as file:  # noqa: PTH123
                 return json.load(file)
-        return json.loads(source)
+        try:
+            return json.loads(source)
+        except ValueError as error:
+            raise ValueError(f"{source[:80]!r} is no file that is there, and not JSON: {error}") from None
     except (OSError, ValueError) as error:
         raise RpcError(f"The configuration cannot be read: {error}") from None
 
@@ -1254,8 +1257,10 @@ def main() -> int:
             code = run(sys.argv[1:])
         finally:  # argparse leaves through SystemExit, with its help still in the buffer
             flush()
-    except BrokenPipeError:  # the reader of our output has gone
+    except OSError as error:  # stdout takes no more; BrokenPipeError: its reader has gone, and needs no telling
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            err(f"rpc.py: {error}")
         code = 1
     except KeyboardInterrupt:
         code = 130

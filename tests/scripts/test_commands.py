@@ -197,6 +197,12 @@ async def test_a_bad_configuration_is_refused_in_words_before_anything_runs(
     assert await domain.names() == ["n"]
 
 
+async def test_a_mistyped_configuration_file_is_named(server: str) -> None:
+    loaded = await run(RPC_PY, "-s", server, "load_config", "-j", "/no/such.json")
+    assert loaded.code == 1
+    assert "'/no/such.json' is no file that is there, and not JSON" in loaded.out
+
+
 async def test_commands_that_need_answers_say_so_without_a_server() -> None:
     shown = await run(RPC_PY, "--dry-run", "save_config")
     assert (shown.code, shown.out) == (1, "save_config needs the answers of a server\n")

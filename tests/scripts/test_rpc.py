@@ -411,6 +411,20 @@ def test_reader_that_leaves_causes_no_traceback() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_a_full_disk_does_not_take_is_said_in_a_line(unbuffered: str) -> None:
+    """Python's own end would be a traceback, or 120 where the text was still in a buffer."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(RPC_PY), "--dry-run", "bdev_get_bdevs"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"rpc.py: [Errno 28] No space left on device\n")
+
+
 def test_package_ships_the_same_file() -> None:
     packaged = RPC_PY.parents[1] / "ubi_rpc" / "cli_rpc.py"
     assert packaged.read_bytes() == RPC_PY.read_bytes()
