@@ -155,6 +155,24 @@ def test_a_base_in_use_is_left_alone_and_its_holder_named(tmp_path: Path, capsys
     assert main(["check", str(base)]) == UNCLEAN
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_output_that_nobody_takes_is_no_verdict(tmp_path: Path, command: str, unbuffered: str) -> None:
+    base = bases.make(tmp_path / "base", "open")
+
+    def end(stdout: int) -> tuple[int, str]:
+        program = [sys.executable, "-m", "ubi_rpc.tools.main", command, str(base)]
+        environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(program, stdout=stdout, stderr=subprocess.PIPE, env=environ, text=True, check=False)
+        os.close(stdout)
+        return done.returncode, done.stderr
+
+    assert end(os.open("/dev/full", os.O_WRONLY)) == (FAILED, f"ubi {command}: [Errno 28] No space left on device\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert end(writer) == (FAILED, "")
+
+
 def test_every_damaged_place_of_eight_sectors_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sample; native/engine/tests/ubi_examine.rs takes every bit."""
     chance = rng("check damage")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -153,10 +154,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     run: Callable[[argparse.Namespace], int] = args.run
     try:
-        return run(args)
+        code = run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except UbiError as error:
         advice = "; delete its bdev there first, or --wait for it" if error.kind is ErrorKind.BUSY else ""
         print(f"ubi {args.command}: {error.message}{advice}", file=sys.stderr)
+        return Exit.FAILED
+    except OSError as error:  # stdout takes no more; BrokenPipeError: its reader has gone, and needs no telling
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"ubi {args.command}: {error}", file=sys.stderr)
         return Exit.FAILED
     except KeyboardInterrupt:
         return 130
