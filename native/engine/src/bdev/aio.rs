@@ -129,7 +129,7 @@ impl AioBdev {
             stat: Arc::default(),
             inline_rest_until: AtomicU64::new(0),
             opened: Instant::now(),
-            inline_write_slow_ticks: clock::from_duration(INLINE_WRITE_SLOW),
+            inline_write_slow_ticks: clock::about(INLINE_WRITE_SLOW),
         })
     }
 
