@@ -53,8 +53,7 @@ def compare(clients: Clients, targets: list[Target], cells: list[Cell], plan: Pl
 
 def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Plan) -> list[Result]:
     samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
-    for file in {target.file for target in targets}:
-        warm(file)
+    warm(*{target.file for target in targets})
     for turn in range(plan.rounds):
         for target in targets:
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")

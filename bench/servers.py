@@ -232,6 +232,5 @@ def running(python: Path, files: Files, names: list[str]) -> Iterator[list[Targe
             targets.append(start_peer(peer, files, stack, files.shared))
         if not targets:
             raise BenchError(f"no server to measure among {names}")
-        for file in {target.file for target in targets}:
-            cache_in_small_pages(file)
+        cache_in_small_pages(*{target.file for target in targets})
         yield targets

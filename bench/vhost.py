@@ -143,8 +143,7 @@ def run_p5(setup: VhostSetup, plan: Plan, only: str) -> tuple[str, dict[str, Any
 def _measure(vhost_load: Path, backends: list[Backend], cell: VhostCell, plan: Plan) -> Samples:
     samples: Samples = {(cell, backend.name): [] for backend in backends}
     if cell.kind == "cached":
-        for file in {backend.file for backend in backends if backend.file}:
-            warm(file)
+        warm(*{backend.file for backend in backends if backend.file})
     for turn in range(plan.rounds):
         for backend in backends:
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {backend.name}")

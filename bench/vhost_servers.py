@@ -118,7 +118,6 @@ def running(python: Path, kind: Kind, folder: Path, size_bytes: int) -> Iterator
         backends = [_start_ours(python, kind, folder, size_bytes, stack)]
         base = folder / "base.raw"
         backends += [_start_peer(name, kind, base, size_bytes, stack) for name in (PEER, PEER_THREAD)]
-        for file in {backend.file for backend in backends if backend.file}:
-            if kind == "cached":
-                cache_in_small_pages(file)
+        if kind == "cached":
+            cache_in_small_pages(*{backend.file for backend in backends if backend.file})
         yield backends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,13 @@ def test_table_columns_are_aligned() -> None:
 
 
 def test_cache_in_small_pages_keeps_the_content(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    write_image(path, 2 << 20)
-    before = path.read_bytes()
-    cache_in_small_pages(path)
-    assert path.read_bytes() == before
-    assert len(before) == 2 << 20
+    sizes = {tmp_path / "small": 1 << 20, tmp_path / "large": 5 << 20}
+    for path, size in sizes.items():
+        write_image(path, size)
+    before = {path: path.read_bytes() for path in sizes}
+    cache_in_small_pages(*sizes)
+    for path, size in sizes.items():
+        with path.open("rb") as file:
+            now = bytearray(size)
+            assert os.preadv(file.fileno(), [now], 0, os.RWF_NOWAIT) == size, "all of it is in the cache"
+        assert now == before[path]
