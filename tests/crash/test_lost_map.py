@@ -94,6 +94,25 @@ def test_what_only_the_map_knew_is_given_up_when_asked(unstarted_daemon: Daemon,
     assert lost == image.read_bytes()[STRIPE : STRIPE + 4096]
 
 
+def test_a_map_that_was_given_up_is_not_believed_when_it_turns_up_again(unstarted_daemon: Daemon, folder: Path) -> None:
+    """Its directory was not mounted, say: guests have read the image meanwhile, and no stripe was marked for that."""
+    image, map_path = _killed(unstarted_daemon, folder)
+    away = map_path.rename(folder / "away.map")
+    _create(unstarted_daemon, image, recover="discard_unpublished", copy_on_read=False)
+    original = image.read_bytes()[STRIPE : STRIPE + 4096]
+    assert _read(unstarted_daemon, STRIPE) == original
+    for map_is_back in (False, True):
+        unstarted_daemon.kill()
+        if map_is_back:
+            away.rename(map_path)
+        unstarted_daemon.start().create_aio("base0", folder / "base.raw")
+        _create(unstarted_daemon, image, copy_on_read=False)
+        assert unstarted_daemon.status("ubi0")["recovered"] == "headers"
+        assert _read(unstarted_daemon, STRIPE) == original
+        with unstarted_daemon.client("ubi0") as client:
+            assert client.read(0, len(FLUSHED)) == FLUSHED
+
+
 def test_a_copy_leaves_the_map_of_its_original(unstarted_daemon: Daemon, folder: Path) -> None:
     """The superblock of a copy names the map that only its original may have."""
     image, map_path = _killed(unstarted_daemon, folder)

@@ -157,6 +157,9 @@ impl Opening<'_> {
                 map = self.continued_map(how).await?;
                 recovery = Some(if map.is_some() { Recovery::WithMap } else { how });
                 self.recover(is_doubled, map.as_ref()).await?;
+                if recovery == Some(Recovery::Discarding) {
+                    self.disown_map().await?;
+                }
             }
         }
         let Self { geometry, area, superblocks, .. } = self;
@@ -200,6 +203,16 @@ impl Opening<'_> {
         if let Some(continued) = continued {
             continued.map.set_marking_durable(true);
         }
+        Ok(())
+    }
+
+    /// From now on the headers alone count: a map that was given up must not be believed when it turns up again, since
+    /// guests have been told meanwhile that what only it knew is the image's.
+    async fn disown_map(&mut self) -> Result<()> {
+        let before = self.superblocks.current().clone();
+        let facts = Superblock { epoch: before.epoch + 1, map_path: Vec::new(), ..before.clone() };
+        self.change_state(facts, MINOR_OPEN).await?;
+        self.options.host.remove_map(before.map_path, before.uuid, self.base.identity()).await;
         Ok(())
     }
 
