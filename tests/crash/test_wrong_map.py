@@ -170,7 +170,7 @@ def test_a_base_of_an_earlier_epoch_finds_no_map(volume: Volume) -> None:
     volume.create(recover="discard_unpublished")
     assert (volume.read(0), volume.read(1)) == (WRITTEN, volume.image_has(1))
     volume.write(1)
-    assert volume.daemon.status("ubi0")["epoch"] == epoch + 1, "giving the map up took the epoch of the one that is left"
+    assert volume.daemon.status("ubi0")["epoch"] == epoch + 1, "the map that is left has an epoch that was given up"
     assert volume.read(1) == WRITTEN
 
 
