@@ -21,13 +21,15 @@ from bench.servers import OURS, QEMU_DIRECT, Files, Ours, Target, start_peer
 
 BLOCK_BYTES = 4096
 FILE_DEPTH = 32
-OUR_DEPTH = 64
+OUR_DEPTHS = (64, 128)
 OF_FILE_TARGET = 0.9
 OF_PEER_TARGET = 1.4
 FILE = "bare file"
 PATTERNS: tuple[Pattern, ...] = ("randread", "randwrite")
 CLIENTS: tuple[Client, ...] = ("nbd-load", "fio")
-CELLS = tuple(Cell(client, pattern, BLOCK_BYTES, OUR_DEPTH) for pattern in PATTERNS for client in CLIENTS)
+CELLS = tuple(
+    Cell(client, pattern, BLOCK_BYTES, depth) for depth in OUR_DEPTHS for pattern in PATTERNS for client in CLIENTS
+)
 
 Rates: TypeAlias = dict[str, list[float]]
 
