@@ -210,9 +210,8 @@ impl Opening<'_> {
     /// guests have been told meanwhile that what only it knew is the image's.
     async fn disown_map(&mut self) -> Result<()> {
         let before = self.superblocks.current().clone();
-        let facts = Superblock { epoch: before.epoch + 1, map_path: Vec::new(), ..before.clone() };
-        self.change_state(facts, MINOR_OPEN).await?;
-        self.options.host.remove_map(before.map_path, before.uuid, self.base.identity()).await;
+        self.change_state(superblocks::disowned(&before), MINOR_OPEN).await?;
+        self.forget_map(before).await;
         Ok(())
     }
 
@@ -284,10 +283,15 @@ impl Opening<'_> {
         let before = self.superblocks.current().clone();
         let facts = superblocks::closed(&before, &self.area, self.geometry.stripes);
         self.change_state(facts, MINOR_CLOSED).await?;
+        self.forget_map(before).await;
+        Ok(())
+    }
+
+    /// Remove the map that the disk named and names no more.
+    async fn forget_map(&self, before: Superblock) {
         if !before.map_path.is_empty() {
             self.options.host.remove_map(before.map_path, before.uuid, self.base.identity()).await;
         }
-        Ok(())
     }
 
     /// Give every sector its check. What each says stays, so that a cut anywhere is gone on from.

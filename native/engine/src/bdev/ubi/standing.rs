@@ -218,8 +218,7 @@ impl Volume {
         if before.map_path.is_empty() {
             return Ok(()); // done, or closed meanwhile
         }
-        let facts = Superblock { epoch: before.epoch + 1, map_path: Vec::new(), ..before.clone() };
-        self.change_state(facts, MINOR_OPEN).await?;
+        self.change_state(superblocks::disowned(&before), MINOR_OPEN).await?;
         self.tell(Level::Warning, "all is published that only its volatile map knew; it goes on without one");
         self.forget_map(&before).await;
         Ok(())

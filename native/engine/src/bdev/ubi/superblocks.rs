@@ -115,6 +115,11 @@ pub fn first_page(area: &[u8], uuid: Uuid, minor: u16, page: usize) -> IoData {
     IoData::new(bytes)
 }
 
+/// The facts of an open volume whose map counts no more, also if it turns up again.
+pub fn disowned(current: &Superblock) -> Superblock {
+    Superblock { epoch: current.epoch + 1, map_path: Vec::new(), ..current.clone() }
+}
+
 /// The facts of a clean close of a volume with these header sectors, whatever their minor version is.
 pub fn closed(current: &Superblock, area: &[u8], stripes: u32) -> Superblock {
     let mut area = area.to_vec();
