@@ -29,16 +29,13 @@ fn origin() -> &'static Origin {
 
 /// Both clocks at one moment: the shortest of a few looks, as the thread may lose its CPU between the two.
 fn look() -> (u64, Instant) {
-    let mut best = (Duration::MAX, 0, Instant::now());
-    for _ in 0..LOOKS {
+    let looks = (0..LOOKS).map(|_| {
         let time = Instant::now();
         let ticks = counter();
-        let took = time.elapsed();
-        if took < best.0 {
-            best = (took, ticks, time);
-        }
-    }
-    (best.1, best.2)
+        (time.elapsed(), ticks, time)
+    });
+    let (_, ticks, time) = looks.min_by_key(|(took, ..)| *took).expect("there are some");
+    (ticks, time)
 }
 
 /// The kernel's own choice says whether all CPUs count alike and never stop.
@@ -79,7 +76,7 @@ pub fn to_ns(ticks: u64) -> u64 {
 ///
 /// May wait, `ROUGH_CALIBRATION` at most: volumes are opened right after the start, while machines wait for them.
 pub fn about(time: Duration) -> u64 {
-    let (time_ns, counted) = rough_rate();
+    let (time_ns, counted) = rate_over(ROUGH_CALIBRATION);
     scaled(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), counted, time_ns)
 }
 
@@ -90,20 +87,15 @@ fn scaled(value: u64, by: u64, per: u64) -> u64 {
 /// Nanoseconds and the ticks in them; measured once, so that what is larger stays larger.
 fn rate() -> (u64, u64) {
     static RATE: OnceLock<(u64, u64)> = OnceLock::new();
+    *RATE.get_or_init(|| rate_over(CALIBRATION))
+}
+
+/// The same as of now, when at least so much time has passed since the origin.
+fn rate_over(least: Duration) -> (u64, u64) {
     let origin = origin();
     if !origin.has_counter {
         return (1, 1);
     }
-    *RATE.get_or_init(|| rate_over(origin, CALIBRATION))
-}
-
-/// The same as of now, and not kept.
-fn rough_rate() -> (u64, u64) {
-    let origin = origin();
-    if origin.has_counter { rate_over(origin, ROUGH_CALIBRATION) } else { (1, 1) }
-}
-
-fn rate_over(origin: &Origin, least: Duration) -> (u64, u64) {
     if let Some(missing) = least.checked_sub(origin.time.elapsed()) {
         std::thread::sleep(missing);
     }
