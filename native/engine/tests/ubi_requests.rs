@@ -348,11 +348,10 @@ fn counters_tell_what_was_done() {
         assert_eq!((status.image_path.as_str(), status.image_size_bytes), ("memory", 3 * STRIPE + 700));
         assert_eq!((status.stripe_size_kb, status.stripes_total, status.stripes_published), (64, 4, 2));
         assert!(!status.sync_failed && status.last_error.is_empty() && status.copy_on_read && !status.no_sync);
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-        let stat = bdev.iostat();
-        assert_eq!((load(&stat.num_write_ops), load(&stat.bytes_written)), (3, 512 + STRIPE + 1024));
-        assert_eq!((load(&stat.num_read_ops), load(&stat.bytes_read)), (1, 4096));
-        assert_eq!((load(&stat.num_unmap_ops), load(&stat.num_flush_ops), load(&stat.num_errors)), (1, 1, 0));
+        let totals = bdev.iostat().totals();
+        assert_eq!((totals.write.ops, totals.write.bytes), (3, 512 + STRIPE + 1024));
+        assert_eq!((totals.read.ops, totals.read.bytes), (1, 4096));
+        assert_eq!((totals.unmap.ops, totals.flushes, totals.errors), (1, 1, 0));
         assert!(bdev.ubi().is_some());
     });
 }

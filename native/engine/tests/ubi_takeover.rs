@@ -5,7 +5,6 @@ mod ubi_support;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ubi_engine::bdev::aio::{AioBdev, AioOptions, Cache};
@@ -43,7 +42,7 @@ async fn volume(folder: &Path, base: &Arc<AioBdev>) -> Arc<UbiBdev> {
 }
 
 fn flushes(stat: &IoStat) -> u64 {
-    stat.num_flush_ops.load(Ordering::Relaxed)
+    stat.totals().flushes
 }
 
 fn data(byte: u8) -> IoData {

@@ -1,7 +1,6 @@
 //! `Bdev`: one block device.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -53,28 +52,21 @@ impl PyBdev {
     fn iostat<'py>(&self, py: Python<'py>, forget_extremes: bool) -> PyResult<Bound<'py, PyDict>> {
         let bdev = self.get().map_err(|error| to_python(py, &error))?;
         let stat = bdev.iostat();
+        let totals = stat.totals();
         let dict = PyDict::new(py);
-        let counters: [(&str, &AtomicU64); 8] = [
-            ("bytes_read", &stat.bytes_read),
-            ("num_read_ops", &stat.num_read_ops),
-            ("bytes_written", &stat.bytes_written),
-            ("num_write_ops", &stat.num_write_ops),
-            ("bytes_unmapped", &stat.bytes_unmapped),
-            ("num_unmap_ops", &stat.num_unmap_ops),
-            ("num_flush_ops", &stat.num_flush_ops),
-            ("num_errors", &stat.num_errors),
-        ];
-        for (name, counter) in counters {
-            dict.set_item(name, counter.load(Ordering::Relaxed))?;
+        for (kind, bytes, sum) in [
+            ("read", "bytes_read", totals.read),
+            ("write", "bytes_written", totals.write),
+            ("unmap", "bytes_unmapped", totals.unmap),
+        ] {
+            dict.set_item(bytes, sum.bytes)?;
+            dict.set_item(format!("num_{kind}_ops"), sum.ops)?;
+            dict.set_item(format!("{kind}_latency_ns"), clock::to_ns(sum.ticks))?;
+            dict.set_item(format!("max_{kind}_latency_ns"), clock::to_ns(sum.max))?;
+            dict.set_item(format!("min_{kind}_latency_ns"), clock::to_ns(sum.min.unwrap_or(0)))?;
         }
-        for (name, times) in [("read", &stat.read_times), ("write", &stat.write_times), ("unmap", &stat.unmap_times)] {
-            let min = times.min.load(Ordering::Relaxed);
-            let ticks = [times.total.load(Ordering::Relaxed), times.max.load(Ordering::Relaxed), min];
-            for (bound, ticks) in ["", "max_", "min_"].into_iter().zip(ticks) {
-                let shown = if ticks == u64::MAX { 0 } else { ticks };
-                dict.set_item(format!("{bound}{name}_latency_ns"), clock::to_ns(shown))?;
-            }
-        }
+        dict.set_item("num_flush_ops", totals.flushes)?;
+        dict.set_item("num_errors", totals.errors)?;
         if forget_extremes {
             stat.forget_extremes();
         }

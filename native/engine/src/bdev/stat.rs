@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
+use crate::reactor::lane::Lanes;
 use crate::sys::clock;
 
 /// What a request did.
@@ -19,25 +20,63 @@ pub enum Op {
     Flush,
 }
 
-/// Times of requests of one kind, in ticks of [`clock`].
-#[derive(Debug)]
-pub struct Times {
-    pub total: AtomicU64,
-    pub max: AtomicU64,
-    /// `u64::MAX`: there was none.
-    pub min: AtomicU64,
+/// Completed requests of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sum {
+    pub ops: u64,
+    pub bytes: u64,
+    /// All their times together, and the longest and the shortest one, in ticks of [`clock`].
+    pub ticks: u64,
+    pub max: u64,
+    /// None: there was none.
+    pub min: Option<u64>,
 }
 
-impl Default for Times {
+/// All that a bdev has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    pub read: Sum,
+    pub write: Sum,
+    pub unmap: Sum,
+    pub flushes: u64,
+    pub errors: u64,
+}
+
+/// Counters of one kind of requests; what a request changes is one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Counters {
+    ops: AtomicU64,
+    bytes: AtomicU64,
+    ticks: AtomicU64,
+    max: AtomicU64,
+    /// `u64::MAX`: there was none.
+    min: AtomicU64,
+}
+
+impl Default for Counters {
     fn default() -> Self {
-        Self { total: AtomicU64::new(0), max: AtomicU64::new(0), min: AtomicU64::new(u64::MAX) }
+        let zero = || AtomicU64::new(0);
+        Self { ops: zero(), bytes: zero(), ticks: zero(), max: zero(), min: AtomicU64::new(u64::MAX) }
     }
 }
 
-impl Times {
+/// Add to a counter; cheaper where nobody else writes to it.
+#[inline]
+fn add(counter: &AtomicU64, count: u64, is_own: bool) {
+    if is_own {
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    } else {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
     #[inline]
-    fn add(&self, ticks: u64) {
-        self.total.fetch_add(ticks, Ordering::Relaxed);
+    fn count(&self, len: u64, ticks: u64, is_own: bool) {
+        add(&self.ops, 1, is_own);
+        add(&self.bytes, len, is_own);
+        add(&self.ticks, ticks, is_own);
         if ticks > self.max.load(Ordering::Relaxed) {
             self.max.fetch_max(ticks, Ordering::Relaxed);
         }
@@ -46,32 +85,50 @@ impl Times {
         }
     }
 
+    fn add_to(&self, sum: &mut Sum) {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let min = Some(load(&self.min)).filter(|&min| min != u64::MAX);
+        *sum = Sum {
+            ops: sum.ops + load(&self.ops),
+            bytes: sum.bytes + load(&self.bytes),
+            ticks: sum.ticks + load(&self.ticks),
+            max: sum.max.max(load(&self.max)),
+            min: sum.min.into_iter().chain(min).min(),
+        };
+    }
+
     fn forget_extremes(&self) {
         self.max.store(0, Ordering::Relaxed);
         self.min.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
+/// What one thread has counted.
+#[derive(Debug, Default)]
+struct Lane {
+    read: Counters,
+    write: Counters,
+    unmap: Counters,
+    flushes: AtomicU64,
+    errors: AtomicU64,
+}
+
 /// Counters and times of one bdev.
 #[derive(Debug, Default)]
 pub struct IoStat {
-    pub bytes_read: AtomicU64,
-    pub num_read_ops: AtomicU64,
-    pub read_times: Times,
-    pub bytes_written: AtomicU64,
-    pub num_write_ops: AtomicU64,
-    pub write_times: Times,
-    pub bytes_unmapped: AtomicU64,
-    pub num_unmap_ops: AtomicU64,
-    pub unmap_times: Times,
-    pub num_flush_ops: AtomicU64,
-    pub num_errors: AtomicU64,
+    lanes: Lanes<Lane>,
 }
 
 thread_local! {
-    /// When the layer above began, and when the layer below ended; 0: nobody has looked at the clock.
-    static BEGAN: Cell<u64> = const { Cell::new(0) };
-    static ENDED: Cell<u64> = const { Cell::new(0) };
+    static LAYERS: Layers = const { Layers { began: Cell::new(0), ended: Cell::new(0) } };
+}
+
+/// What layers tell one another; 0: nobody has looked at the clock.
+struct Layers {
+    /// When the layer above began.
+    began: Cell<u64>,
+    /// When the layer below ended.
+    ended: Cell<u64>,
 }
 
 /// When a request began.
@@ -85,7 +142,7 @@ pub struct Began {
 /// Begin a request.
 #[inline]
 pub fn begin() -> Began {
-    match BEGAN.take() {
+    match LAYERS.with(|layers| layers.began.take()) {
         0 => Began { ticks: clock::ticks(), shared: false },
         ticks => Began { ticks, shared: true },
     }
@@ -94,10 +151,12 @@ pub fn begin() -> Began {
 /// Call a layer below whose request begins and ends with this one: its answer, and when it ended if it looked.
 #[inline]
 pub fn together<T>(began: Began, below: impl FnOnce() -> T) -> (T, Option<u64>) {
-    BEGAN.set(began.ticks);
+    LAYERS.with(|layers| layers.began.set(began.ticks));
     let answer = below();
-    BEGAN.set(0); // it may have declined without looking
-    let ended = ENDED.take();
+    let ended = LAYERS.with(|layers| {
+        layers.began.set(0); // it may have declined without looking
+        layers.ended.take()
+    });
     (answer, (ended != 0).then_some(ended))
 }
 
@@ -111,38 +170,44 @@ impl IoStat {
     /// The same where the end may be known.
     #[inline]
     pub fn done_at<T>(&self, op: Op, len: u64, began: Began, ended: Option<u64>, result: &Result<T>) -> u64 {
+        let (lane, is_own) = self.lanes.mine();
         if result.is_err() {
-            self.num_errors.fetch_add(1, Ordering::Relaxed);
+            add(&lane.errors, 1, is_own);
             return 0;
         }
         let ended = ended.unwrap_or_else(clock::ticks);
         if began.shared {
-            ENDED.set(ended);
+            LAYERS.with(|layers| layers.ended.set(ended));
         }
         let took = ended.saturating_sub(began.ticks);
-        self.count(op, len, took);
+        match op {
+            Op::Read => lane.read.count(len, took, is_own),
+            Op::Write => lane.write.count(len, took, is_own),
+            Op::Unmap => lane.unmap.count(len, took, is_own),
+            Op::Flush => add(&lane.flushes, 1, is_own),
+        }
         took
     }
 
-    fn count(&self, op: Op, len: u64, ticks: u64) {
-        let (ops, bytes, times) = match op {
-            Op::Read => (&self.num_read_ops, &self.bytes_read, &self.read_times),
-            Op::Write => (&self.num_write_ops, &self.bytes_written, &self.write_times),
-            Op::Unmap => (&self.num_unmap_ops, &self.bytes_unmapped, &self.unmap_times),
-            Op::Flush => {
-                self.num_flush_ops.fetch_add(1, Ordering::Relaxed);
-                return;
-            }
-        };
-        ops.fetch_add(1, Ordering::Relaxed);
-        bytes.fetch_add(len, Ordering::Relaxed);
-        times.add(ticks);
+    /// All that was done so far. What completes meanwhile may be in one number and not yet in another.
+    pub fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for lane in self.lanes.iter() {
+            lane.read.add_to(&mut totals.read);
+            lane.write.add_to(&mut totals.write);
+            lane.unmap.add_to(&mut totals.unmap);
+            totals.flushes += lane.flushes.load(Ordering::Relaxed);
+            totals.errors += lane.errors.load(Ordering::Relaxed);
+        }
+        totals
     }
 
     /// Forget the longest and the shortest time of each kind.
     pub fn forget_extremes(&self) {
-        for times in [&self.read_times, &self.write_times, &self.unmap_times] {
-            times.forget_extremes();
+        for lane in self.lanes.iter() {
+            for counters in [&lane.read, &lane.write, &lane.unmap] {
+                counters.forget_extremes();
+            }
         }
     }
 }
@@ -172,10 +237,7 @@ impl Drop for LentReads {
 mod tests {
     use super::*;
     use crate::error::{Error, ErrorKind};
-
-    fn load(counter: &AtomicU64) -> u64 {
-        counter.load(Ordering::Relaxed)
-    }
+    use crate::reactor::lane;
 
     fn wait() {
         let began = clock::ticks();
@@ -191,15 +253,35 @@ mod tests {
         wait();
         stat.done(Op::Read, 1024, slow, &Ok(()));
         stat.done(Op::Read, 4096, slow, &Err::<(), _>(Error::new(ErrorKind::Io, "no")));
-        assert_eq!((load(&stat.num_read_ops), load(&stat.bytes_read), load(&stat.num_errors)), (2, 1536, 1));
-        let times = &stat.read_times;
-        assert_eq!(load(&times.total), load(&times.max) + load(&times.min));
-        assert!(clock::to_ns(load(&times.max)) >= 200_000);
-        assert!(load(&times.min) < load(&times.max));
+        let Totals { read, write, errors, .. } = stat.totals();
+        assert_eq!((read.ops, read.bytes, errors), (2, 1536, 1));
+        let min = read.min.expect("there was one");
+        assert_eq!(read.ticks, read.max + min);
+        assert!(clock::to_ns(read.max) >= 200_000);
+        assert!(min < read.max);
+        assert_eq!(write, Sum::default());
         stat.forget_extremes();
-        assert_eq!((load(&times.max), load(&times.min)), (0, u64::MAX));
-        assert!(load(&times.total) > 0);
-        assert_eq!(load(&stat.write_times.total), 0);
+        assert_eq!(stat.totals().read, Sum { max: 0, min: None, ..read });
+    }
+
+    #[test]
+    fn every_reactor_counts_for_itself_and_the_sum_has_all_of_it() {
+        let stat = IoStat::default();
+        std::thread::scope(|scope| {
+            for reactor in 0..12 {
+                let stat = &stat;
+                scope.spawn(move || {
+                    lane::install(reactor);
+                    for _ in 0..1000 {
+                        stat.done(Op::Write, 512, begin(), &Ok(()));
+                        stat.done(Op::Flush, 0, begin(), &Ok(()));
+                    }
+                });
+            }
+        });
+        let Totals { write, flushes, .. } = stat.totals();
+        assert_eq!((write.ops, write.bytes, flushes), (12_000, 12_000 * 512, 12_000));
+        assert!(write.min.is_some_and(|min| min <= write.max) && write.ticks >= write.max);
     }
 
     #[test]
@@ -213,7 +295,8 @@ mod tests {
         });
         assert!(ended.is_some());
         above.done_at(Op::Write, 512, began, ended, &Ok(()));
-        assert_eq!(load(&above.write_times.total), load(&below.write_times.total));
+        assert_eq!(above.totals(), below.totals());
+        assert_eq!(above.totals().write.ops, 1);
         let ((), ended) = together(begin(), || ());
         assert_eq!(ended, None, "it declined");
         assert!(!begin().shared, "nothing is left for the next request");
@@ -227,11 +310,12 @@ mod tests {
         reads.add(&below, began, 512);
         reads.add(&above, began, 512);
         wait();
-        assert_eq!(load(&above.num_read_ops), 0);
+        assert_eq!(above.totals(), Totals::default());
         drop(reads);
         for stat in [above, below] {
-            assert_eq!((load(&stat.num_read_ops), load(&stat.bytes_read)), (1, 512));
-            assert!(clock::to_ns(load(&stat.read_times.max)) >= 200_000);
+            let read = stat.totals().read;
+            assert_eq!((read.ops, read.bytes), (1, 512));
+            assert!(clock::to_ns(read.max) >= 200_000);
         }
     }
 }

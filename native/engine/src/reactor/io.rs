@@ -24,6 +24,8 @@ const SPIN: Duration = Duration::from_micros(50);
 const SPIN_FOR_STORAGE: Duration = Duration::from_micros(150);
 /// The same for the next requests of a client that has just got replies, while storage is at work.
 const SPIN_FOR_CLIENT: Duration = Duration::from_micros(100);
+/// Time between two looks for more requests of a client that is busy.
+const GATHER_PAUSE: Duration = Duration::from_micros(1);
 /// Answers of storage in a row that took longer, after which it is waited for no longer than for anything else, but for
 /// one look of so many.
 const STORAGE_MISSES: u32 = 8;
@@ -223,6 +225,29 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
         std::hint::spin_loop();
     }
     note_failure(&context.spin, context.spin.was_preempted());
+    None
+}
+
+/// Try for as long as `wanted` says that there is time, once in a while: who sends is kept from it by who looks.
+///
+/// None: there is no time left, something else is to be done, or this has gone on for too long.
+pub fn spin_while<T>(wanted: impl Fn() -> bool, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let context = context();
+    let mut look = Look::begin();
+    let began = look.now;
+    if !may_spin(&context, began) {
+        return None;
+    }
+    while wanted() && !exec::has_ready() && !context.has_idle_work() {
+        let last = look.now;
+        while look.now.duration_since(last) < GATHER_PAUSE {
+            look.again();
+        }
+        let value = attempt();
+        if value.is_some() || look.now.duration_since(began) >= SPIN_FOR_CLIENT {
+            return value;
+        }
+    }
     None
 }
 
@@ -433,6 +458,30 @@ mod tests {
     fn who_has_work_is_told_so_and_who_has_none_is_not_kept_waiting() {
         assert_eq!(found(true, 3), [Found::Work; 3]);
         assert_eq!(found(false, 20), [Found::Nothing; 20]);
+    }
+
+    #[test]
+    fn looking_now_and_then_ends_with_what_comes_or_when_there_is_no_time() {
+        let reactors = Reactors::start(&[], 1, IoEngine::detect()).expect("a reactor");
+        let run = reactors.next().run(|| {
+            Box::pin(async {
+                (0..=SPIN_STREAK).for_each(|_| note_activity(7));
+                let tries = Cell::new(0);
+                let attempt = |found| {
+                    tries.set(tries.get() + 1);
+                    (tries.get() == found).then_some(())
+                };
+                assert_eq!((spin_while(|| false, || attempt(1)), tries.take()), (None, 0), "not even once");
+                let has_cpus = cpu::affinity_count() > 1;
+                let found = if has_cpus { (Some(()), 3) } else { (None, 0) };
+                assert_eq!((spin_while(|| true, || attempt(3)), tries.take()), found);
+                let began = Instant::now();
+                assert_eq!(spin_while(|| true, || attempt(0)), None, "not for ever");
+                assert!(!has_cpus || began.elapsed() >= SPIN_FOR_CLIENT);
+                Ok(())
+            })
+        });
+        run.expect("a result");
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod backend;
 pub mod exec;
 pub mod give_way;
 pub mod io;
+pub mod lane;
 pub mod offload;
 pub mod ops;
 mod pool;
@@ -174,6 +175,7 @@ impl Reactors {
             let (awake, pool) = (Arc::clone(&awake), Arc::clone(&pool));
             let body = move || match Reactor::new(cpu, io_engine, awake, &pool) {
                 Ok(reactor) => {
+                    lane::install(index);
                     let _ = sender.send(Ok(reactor.handle()));
                     reactor.run();
                 }

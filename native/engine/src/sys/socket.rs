@@ -162,6 +162,24 @@ impl Socket {
         check(unsafe { libc::sendfile(self.raw_fd(), file.raw_fd(), &raw mut position, len) })
     }
 
+    /// Whether it connects processes of one machine, without a network between them.
+    pub fn is_unix(&self) -> bool {
+        let (mut domain, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+        let value = (&raw mut domain).cast();
+        // SAFETY: SO_DOMAIN writes one int, for which there is room.
+        let result = unsafe { libc::getsockopt(self.raw_fd(), libc::SOL_SOCKET, libc::SO_DOMAIN, value, &raw mut len) };
+        result == 0 && domain == libc::AF_UNIX
+    }
+
+    /// Memory of what was sent and not received yet, bytes; of a Unix socket it is what the other end has not taken, and
+    /// more than what was sent, as buffers are not full.
+    pub fn unreceived(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one int, for which there is room.
+        let result = unsafe { libc::ioctl(self.raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        if result < 0 { 0 } else { usize::try_from(bytes).unwrap_or(0) }
+    }
+
     /// Receive nothing more; wakes whoever waits to.
     pub fn stop_reading(&self) {
         // SAFETY: the descriptor is open.
@@ -218,6 +236,29 @@ mod tests {
         assert!(Socket::is_live_unix(&path));
         drop(listener);
         assert!(!Socket::is_live_unix(&path));
+    }
+
+    #[test]
+    fn what_the_other_end_has_not_taken_is_seen_until_it_takes_it() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        let (one, other) = (Socket::from(OwnedFd::from(one)), Socket::from(OwnedFd::from(other)));
+        assert_eq!(one.unreceived(), 0);
+        assert_eq!(one.send(&[1; 5000]).expect("send"), 5000);
+        assert!(one.unreceived() >= 5000);
+        assert_eq!(other.unreceived(), 0, "each direction is counted by who sends");
+        let mut buf = [0; 8192];
+        assert_eq!(other.recv(&mut buf[..4000]).expect("some"), 4000);
+        assert!(one.unreceived() >= 1000);
+        assert_eq!(other.recv(&mut buf).expect("the rest"), 1000);
+        assert_eq!(one.unreceived(), 0);
+    }
+
+    #[test]
+    fn a_unix_socket_is_told_from_one_of_a_network() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        assert!(Socket::from(OwnedFd::from(one)).is_unix());
+        let (tcp, _) = Socket::listen_tcp("127.0.0.1:0".parse().expect("an address")).expect("listen");
+        assert!(!tcp.is_unix());
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Volume {
         let (filling, present, published) = self.stripes.counts();
         let fetched_bytes = load(&self.counters.fetched_bytes);
         let superblock = self.standing.superblock();
-        let guest_bytes = load(&self.stat.bytes_written).saturating_sub(load(&self.counters.zeroed_bytes));
+        let guest_bytes = self.stat.totals().write.bytes.saturating_sub(load(&self.counters.zeroed_bytes));
         UbiStatus {
             uuid: superblock.uuid,
             state: if self.rounds.has_failed() { VolumeState::SyncFailed } else { superblock.state },

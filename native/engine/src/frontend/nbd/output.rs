@@ -12,6 +12,8 @@ use crate::sys::buf::IoData;
 const BATCH_REPLIES: usize = 32;
 /// The same for replies that tasks put together one by one.
 const SOME_REPLIES: usize = 8;
+/// Bytes that are no longer few.
+const SOME_BYTES: usize = 32 << 10;
 /// Bytes after which a batch is sent.
 const BATCH_BYTES: usize = 256 << 10;
 /// Unsent bytes above which no further request is taken.
@@ -82,9 +84,19 @@ impl Output {
         self.replies >= BATCH_REPLIES || self.batch.len() + self.queued_bytes >= BATCH_BYTES
     }
 
+    /// Whether the reply that has just ended was the middle one of a batch.
+    pub fn is_batch_half_full(&self) -> bool {
+        self.replies == BATCH_REPLIES / 2
+    }
+
     /// Whether there is enough for the client to go on with although more may be ready at once.
     pub fn has_some_replies(&self) -> bool {
         self.replies >= SOME_REPLIES || self.is_batch_full()
+    }
+
+    /// Whether there are replies, but so few and small ones that they are sent in no time.
+    pub fn has_few_replies(&self) -> bool {
+        (1..SOME_REPLIES).contains(&self.replies) && self.queue.is_empty() && self.batch.len() < SOME_BYTES
     }
 
     pub fn is_over_high_water(&self) -> bool {

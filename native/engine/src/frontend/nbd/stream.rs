@@ -17,12 +17,14 @@ use crate::sys::socket::Socket;
 /// Bytes to and from one client.
 pub struct Stream {
     socket: Arc<Socket>,
+    /// What was sent lies in memory until the client takes it.
+    is_local: bool,
     tls: RefCell<Option<Box<TlsConnection>>>,
 }
 
 impl Stream {
     pub fn new(socket: Arc<Socket>) -> Self {
-        Self { socket, tls: RefCell::new(None) }
+        Self { is_local: socket.is_unix(), socket, tls: RefCell::new(None) }
     }
 
     pub fn socket(&self) -> &Arc<Socket> {
@@ -139,6 +141,16 @@ impl Stream {
     /// Send what TLS holds back; whether nothing is left.
     pub fn flush(&self) -> io::Result<bool> {
         self.tls.borrow_mut().as_mut().map_or(Ok(true), |tls| tls.flush())
+    }
+
+    /// Whether the client has at least so many bytes of memory left to take. Over a network nobody knows: false.
+    pub fn has_untaken(&self, bytes: usize) -> bool {
+        self.is_local && self.socket.unreceived() >= bytes
+    }
+
+    /// Whether the client has taken all that was sent to it. Over a network nobody knows: false.
+    pub fn is_all_taken(&self) -> bool {
+        self.is_local && self.socket.unreceived() == 0
     }
 
     /// Whether TLS holds something back that the socket did not take yet.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::bdev::{Bdev, ZeroFlags};
 use crate::error::Result;
 use crate::reactor::exec;
+use crate::reactor::lane::Lanes;
 use crate::reactor::sync::{Promise, lock};
 use crate::sys::buf::{IoBuf, IoData};
 
@@ -36,8 +37,8 @@ type LocksOfBdev = (Weak<dyn Bdev>, Weak<RangeLocks>);
 #[derive(Default)]
 pub struct RangeLocks {
     in_use: AtomicBool,
-    /// Changes under way that hold no lock.
-    unlocked: AtomicUsize,
+    /// Changes under way that hold no lock, each counted by the thread that began it.
+    unlocked: Lanes<AtomicUsize>,
     /// Locks are in use, and every change that began without one has ended.
     drained: AtomicBool,
     held: Mutex<Vec<Held>>,
@@ -55,11 +56,11 @@ pub struct RangeGuard<'a> {
 }
 
 /// A change under way that holds no lock, since nobody needed locks when it began.
-pub struct Unlocked<'a>(&'a RangeLocks);
+pub struct Unlocked<'a>(&'a AtomicUsize);
 
 impl Drop for Unlocked<'_> {
     fn drop(&mut self) {
-        self.0.unlocked.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -88,8 +89,9 @@ impl RangeLocks {
     #[inline]
     pub fn try_unlocked(&self) -> Option<Unlocked<'_>> {
         // Counted before the look: `use_from_now_on` sees the one or is seen by the other.
-        self.unlocked.fetch_add(1, Ordering::SeqCst);
-        let change = Unlocked(self);
+        let (unlocked, _) = self.unlocked.mine();
+        unlocked.fetch_add(1, Ordering::SeqCst);
+        let change = Unlocked(unlocked);
         if self.in_use.load(Ordering::SeqCst) { None } else { Some(change) }
     }
 
@@ -105,7 +107,7 @@ impl RangeLocks {
     pub async fn use_from_now_on(&self) {
         self.in_use.store(true, Ordering::SeqCst);
         while !self.drained.load(Ordering::Acquire) {
-            if self.unlocked.load(Ordering::SeqCst) == 0 {
+            if self.unlocked.iter().all(|count| count.load(Ordering::SeqCst) == 0) {
                 self.drained.store(true, Ordering::Release);
             } else {
                 exec::sleep(DRAIN_POLL).await;

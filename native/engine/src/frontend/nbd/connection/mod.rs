@@ -45,6 +45,9 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const DRAIN_TIME: Duration = Duration::from_secs(3);
 /// Receives in a row after which other tasks get a turn, whether they ask or not.
 const TURN: u32 = 8;
+/// Memory of replies that a client has not taken, bytes, from which on it is busy for longer than the next ones take to
+/// get to it: two of 4 KiB.
+const UNTAKEN_MIN: usize = 16 << 10;
 
 /// Serve `socket` to its end. Whatever the client does, only its own connection ends (INV-9).
 pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
@@ -142,6 +145,9 @@ impl Connection {
     async fn read_loop(self: &Rc<Self>, receive: &mut Receive) {
         loop {
             let cut = self.cut_requests(receive);
+            if matches!(cut, Cut::NeedMore) && self.gather(receive) {
+                continue;
+            }
             // A payload that is here already is taken first: the client has no use yet for being woken.
             if !matches!(cut, Cut::Payload(..)) || self.is_time_to_send() {
                 self.flush();
@@ -251,10 +257,14 @@ impl Connection {
         Some((Request::parse(header), proto::REQUEST_BYTES))
     }
 
-    /// A full batch, or, while the socket takes nothing, as much as may wait for it.
+    /// A full batch, or half of one for a client that has nothing to do meanwhile, or, while the socket takes nothing, as
+    /// much as may wait for it.
     fn is_time_to_send(&self) -> bool {
         let output = self.output.borrow();
-        if self.blocked.get() { output.is_over_high_water() } else { output.is_batch_full() }
+        if self.blocked.get() {
+            return output.is_over_high_water();
+        }
+        output.is_batch_full() || output.is_batch_half_full() && self.stream.is_all_taken()
     }
 
     /// A payload beyond every limit: the error is the last thing that the client hears.
@@ -373,6 +383,20 @@ impl Connection {
             }
         }
         None
+    }
+
+    /// Receive more before a few replies are sent to a client that has not taken the last ones yet: they would only lie
+    /// there, and one large message costs both sides less than many small ones. False: nothing more has come, or they
+    /// have waited for long enough.
+    fn gather(&self, receive: &mut Receive) -> bool {
+        if !self.is_quiet() || self.stream.is_encrypted() || !self.output.borrow().has_few_replies() {
+            return false;
+        }
+        let is_busy = || self.stream.has_untaken(UNTAKEN_MIN);
+        match socket_io::spin_while(is_busy, || receive.try_fill(&self.stream)) {
+            Some(Ok(count)) if count > 0 => self.note_received(Ok(count)),
+            _ => false, // an end is found again by who receives next
+        }
     }
 
     /// Nothing is in flight and nothing waits to be sent.

@@ -1,0 +1,95 @@
+//! When replies that are put together leave: a client that has nothing to do gets the first half of many early.
+
+mod nbd_support;
+
+use std::io::Write;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nbd_support::*;
+use ubi_engine::bdev::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use ubi_engine::error::Result;
+use ubi_engine::sys::buf::{IoBuf, IoData};
+
+const BLOCK: u64 = 4096;
+/// Requests that are answered in one batch, and the one in the second half of them that waits for the client.
+const REQUESTS: u64 = 32;
+const WAITS: u64 = 20;
+const HALF: u64 = 16;
+
+/// A disk in memory whose read of one block goes on when it is told to.
+struct Waiting {
+    inner: Arc<dyn Bdev>,
+    go_on: Mutex<Receiver<()>>,
+    /// Whether it was told in time.
+    told: Sender<bool>,
+}
+
+impl Bdev for Waiting {
+    fn info(&self) -> &BdevInfo {
+        self.inner.info()
+    }
+
+    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+        if offset == WAITS * BLOCK {
+            let go_on = self.go_on.lock().expect("one reader");
+            let told = go_on.recv_timeout(Duration::from_secs(5)).is_ok();
+            self.told.send(told).expect("the test listens");
+        }
+        self.inner.try_read(offset, buf)
+    }
+
+    fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
+        self.inner.read(offset, len)
+    }
+
+    fn write(&self, offset: u64, data: IoData, fua: bool) -> LocalFuture<'_, Result<()>> {
+        self.inner.write(offset, data, fua)
+    }
+
+    fn flush(&self) -> LocalFuture<'_, Result<()>> {
+        self.inner.flush()
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
+        self.inner.write_zeroes(offset, len, flags)
+    }
+
+    fn discard(&self, offset: u64, len: u64, fua: bool) -> LocalFuture<'_, Result<()>> {
+        self.inner.discard(offset, len, fua)
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) -> LocalFuture<'_, Result<()>> {
+        self.inner.prefetch(offset, len)
+    }
+
+    fn close(&self) -> LocalFuture<'_, Result<()>> {
+        self.inner.close()
+    }
+
+    fn iostat(&self) -> &IoStat {
+        self.inner.iostat()
+    }
+}
+
+#[test]
+fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_together() {
+    for dialect in [Dialect::Simple, Dialect::Extended] {
+        let server = Server::start(engines()[0]);
+        let ((go_on, wait), (tell, told)) = (channel(), channel());
+        server.export("w", Arc::new(Waiting { inner: server.malloc(512), go_on: Mutex::new(wait), told: tell }));
+        let mut client = server.connect("w", &Wish::new(dialect));
+        let requests: Vec<u8> =
+            (0..REQUESTS).flat_map(|block| client.request(client::READ, 0, block, block * BLOCK, BLOCK)).collect();
+        client.stream.write_all(&requests).expect("all of them at once");
+        for block in 0..HALF {
+            assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block, "{dialect:?}");
+        }
+        go_on.send(()).expect("the disk waits");
+        assert!(told.recv().expect("it has read"), "{dialect:?}: the first half came only with the second");
+        for block in HALF..REQUESTS {
+            assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block, "{dialect:?}");
+        }
+    }
+}
