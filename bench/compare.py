@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import partial
-from statistics import median
+from statistics import mean, median
 
 from bench.files import settle, warm
 from bench.host import Host
@@ -20,13 +21,16 @@ class Plan:
     """How long and how often.
 
     Args:
-        seconds: of each run.
-        rounds: runs of each server in each cell; the servers take turns.
+        seconds: of each sample.
+        rounds: samples of each server in each cell; the servers take turns.
+        parts: runs that make a sample, in shares of its time. Our daemon gives each connection to another reactor, and
+            neither reactors nor CPUs are alike: what compares it with itself has a part for each.
         host: keeps disturbed runs out.
     """
 
     seconds: float
     rounds: int
+    parts: int = 1
     host: Host = field(default_factory=Host)
 
 
@@ -41,13 +45,17 @@ class Result:
     @property
     def median(self) -> Sample:
         """The median of each figure."""
-        return Sample(
-            **{one.name: median(getattr(sample, one.name) for sample in self.samples) for one in fields(Sample)}
-        )
+        return _together(median, self.samples)
+
+
+def _together(how: Callable[[Iterable[float]], float], samples: Iterable[Sample]) -> Sample:
+    """One figure for those of several samples, of each kind."""
+    samples = tuple(samples)
+    return Sample(**{one.name: how([getattr(sample, one.name) for sample in samples]) for one in fields(Sample)})
 
 
 def compare(clients: Clients, targets: list[Target], cells: list[Cell], plan: Plan) -> list[Result]:
-    """Measure every cell on every target: A B C, A B C, and so on."""
+    """Measure every cell on every target: A B C, C B A, and so on."""
     return [result for cell in cells for result in _compare_cell(clients, targets, cell, plan)]
 
 
@@ -55,11 +63,13 @@ def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Pla
     samples: dict[str, list[Sample]] = {target.name: [] for target in targets}
     warm(*{target.file for target in targets})
     for turn in range(plan.rounds):
-        for target in targets:
+        for target in targets if turn % 2 == 0 else reversed(targets):
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
             target.attach()
-            clients.run(target, cell, WARM_UP_S)
-            samples[target.name].append(plan.host.undisturbed(partial(_run, clients, target, cell, plan.seconds)))
+            clients.run(target, cell, min(WARM_UP_S, plan.seconds))
+            run = partial(_run, clients, target, cell, plan.seconds / plan.parts)
+            parts = [plan.host.undisturbed(run) for _ in range(plan.parts)]
+            samples[target.name].append(_together(mean, parts))
     progress("")
     return [Result(cell, name, tuple(runs)) for name, runs in samples.items()]
 

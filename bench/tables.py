@@ -36,6 +36,7 @@ class DataTable:
         others: who is shown beside them.
         target: the ratio that a row has to reach; None: it is only shown.
         cost: it is CPU time for each request that counts, less being better, not the rate.
+        parts: see `Plan`.
     """
 
     title: str
@@ -44,6 +45,7 @@ class DataTable:
     others: tuple[str, ...]
     target: Callable[[Cell], float | None]
     cost: bool = False
+    parts: int = 1
 
 
 def _small_target(cell: Cell) -> float:
@@ -103,6 +105,7 @@ DATA_TABLES = {
         (OURS_BARE,),
         (),
         lambda _: 0.97,
+        parts=2,
     ),
     "p6": DataTable(
         "P6: CPU time of the server for each request at queue depth 32 (µs, user and system)",
@@ -143,7 +146,7 @@ def run_data_table(spec: DataTable, setup: Setup) -> tuple[str, dict[str, Any]]:
     cells = [cell for cell in spec.cells if setup.only in str(cell)]
     names = [name for name in (OURS, *spec.others, *spec.against) if not setup.servers or name in setup.servers]
     with servers.running(setup.python, setup.files, names) as targets:
-        results = compare(Clients(setup.nbd_load, setup.pin_cpu), targets, cells, setup.plan)
+        results = compare(Clients(setup.nbd_load, setup.pin_cpu), targets, cells, replace(setup.plan, parts=spec.parts))
         shown = [target.name for target in targets]
     text = [_main_table(spec, cells, shown, results)]
     if not spec.cost:
