@@ -68,7 +68,7 @@ impl Bdev for Waiting {
         self.inner.close()
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         self.inner.iostat()
     }
 }

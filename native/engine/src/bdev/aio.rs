@@ -161,7 +161,7 @@ impl AioBdev {
         if written.ok()? != len {
             return None;
         }
-        let took = self.stat.done(Op::Write, len as u64, began, &Ok(()));
+        let took = self.stat.done_in_place(Op::Write, len as u64, began);
         if !self.in_memory && took > self.inline_write_slow_ticks {
             self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
         }
@@ -229,7 +229,7 @@ impl Bdev for AioBdev {
         if answer.ok()? != buf.len() {
             return None;
         }
-        self.stat.done(Op::Read, buf.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Read, buf.len() as u64, began);
         Some(Ok(()))
     }
 
@@ -249,7 +249,7 @@ impl Bdev for AioBdev {
         if self.file.preadv(target, offset, !self.in_memory).ok()? != target.len() {
             return None;
         }
-        self.stat.done(Op::Read, target.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Read, target.len() as u64, began);
         Some(Ok(()))
     }
 
@@ -393,7 +393,7 @@ impl Bdev for AioBdev {
         self.file.is_remote()
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         &self.stat
     }
 

@@ -1,5 +1,7 @@
 //! The `malloc` bdev: memory that lives as long as the daemon.
 
+use std::sync::Arc;
+
 use super::stat::{self, Op};
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
@@ -11,7 +13,7 @@ use crate::sys::sg_list::SgList;
 pub struct MallocBdev {
     info: BdevInfo,
     memory: SharedMemory,
-    stat: IoStat,
+    stat: Arc<IoStat>,
 }
 
 impl MallocBdev {
@@ -28,7 +30,7 @@ impl MallocBdev {
         };
         let bytes = num_blocks.checked_mul(u64::from(block_size)).ok_or_else(no_memory)?;
         let memory = SharedMemory::new(usize::try_from(bytes).map_err(|_| no_memory())?).map_err(|_| no_memory())?;
-        Ok(Self { info, memory, stat: IoStat::default() })
+        Ok(Self { info, memory, stat: Arc::default() })
     }
 }
 
@@ -65,14 +67,14 @@ impl Bdev for MallocBdev {
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.read(offset, buf);
-        self.stat.done(Op::Read, buf.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Read, buf.len() as u64, began);
         Some(Ok(()))
     }
 
     fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.write(offset, data);
-        self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Write, data.len() as u64, began);
         Some(Ok(()))
     }
 
@@ -83,23 +85,27 @@ impl Bdev for MallocBdev {
     fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.read_sg(offset, target);
-        self.stat.done(Op::Read, target.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Read, target.len() as u64, began);
         Some(Ok(()))
     }
 
     fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.write_sg(offset, source);
-        self.stat.done(Op::Write, source.len() as u64, began, &Ok(()));
+        self.stat.done_in_place(Op::Write, source.len() as u64, began);
         Some(Ok(()))
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
-        self.try_read_sg(offset, &target).map(|result| Box::pin(std::future::ready(result)) as _)
+        let began = stat::begin();
+        self.memory.read_sg(offset, &target);
+        Some(self.stat.answer(Op::Read, target.len() as u64, began))
     }
 
     fn write_sg(&self, offset: u64, source: SgList, _fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
-        self.try_write_sg(offset, &source).map(|result| Box::pin(std::future::ready(result)) as _)
+        let began = stat::begin();
+        self.memory.write_sg(offset, &source);
+        Some(self.stat.answer(Op::Write, source.len() as u64, began))
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
@@ -113,27 +119,23 @@ impl Bdev for MallocBdev {
     fn write(&self, offset: u64, data: IoData, _fua: bool) -> LocalFuture<'_, Result<()>> {
         let began = stat::begin();
         self.memory.write(offset, &data);
-        self.stat.done(Op::Write, data.len() as u64, began, &Ok(()));
-        Box::pin(std::future::ready(Ok(())))
+        self.stat.answer(Op::Write, data.len() as u64, began)
     }
 
     fn flush(&self) -> LocalFuture<'_, Result<()>> {
-        self.stat.done(Op::Flush, 0, stat::begin(), &Ok(()));
-        Box::pin(std::future::ready(Ok(())))
+        self.stat.answer(Op::Flush, 0, stat::begin())
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, _flags: ZeroFlags) -> LocalFuture<'_, Result<()>> {
         let began = stat::begin();
         self.memory.zero(offset, len);
-        self.stat.done(Op::Write, len, began, &Ok(()));
-        Box::pin(std::future::ready(Ok(())))
+        self.stat.answer(Op::Write, len, began)
     }
 
     fn discard(&self, offset: u64, len: u64, _fua: bool) -> LocalFuture<'_, Result<()>> {
         let began = stat::begin();
         self.memory.zero(offset, len);
-        self.stat.done(Op::Unmap, len, began, &Ok(()));
-        Box::pin(std::future::ready(Ok(())))
+        self.stat.answer(Op::Unmap, len, began)
     }
 
     fn prefetch(&self, _offset: u64, _len: u64) -> LocalFuture<'_, Result<()>> {
@@ -144,7 +146,7 @@ impl Bdev for MallocBdev {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         &self.stat
     }
 }

@@ -271,7 +271,7 @@ pub trait Bdev: Send + Sync {
         false
     }
 
-    fn iostat(&self) -> &IoStat;
+    fn iostat(&self) -> &Arc<IoStat>;
 
     /// Grow to `num_blocks`, or (None) to the size that the storage has by now. Blocks as long as the storage does.
     ///

@@ -1,12 +1,13 @@
 //! What a bdev has done: counters and times of completed requests, as bdev_get_iostat names them.
 //!
-//! A time runs from a request's entry into the bdev to its completion. Looking at the clock is most of what counting
-//! costs, so an overlay and its base look at it once where they begin and end together ([`together`]).
+//! A time runs from a request's entry into the bdev to its completion. What is carried out in place passes through an
+//! overlay to its base and is the same request there: the base counts it for both ([`IoStat::done_in_place`]), which
+//! leaves nothing to do on the way.
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::LocalFuture;
 use crate::error::Result;
 use crate::reactor::lane::Lanes;
 use crate::sys::clock;
@@ -32,6 +33,19 @@ pub struct Sum {
     pub min: Option<u64>,
 }
 
+impl Sum {
+    /// This, and what has come to another one since it was `before`; the extremes are those of `now`.
+    fn and_since(self, before: Self, now: Self) -> Self {
+        Self {
+            ops: self.ops + now.ops - before.ops,
+            bytes: self.bytes + now.bytes - before.bytes,
+            ticks: self.ticks + now.ticks - before.ticks,
+            max: self.max.max(now.max),
+            min: self.min.into_iter().chain(now.min).min(),
+        }
+    }
+}
+
 /// All that a bdev has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
@@ -43,21 +57,44 @@ pub struct Totals {
 }
 
 /// Counters of one kind of requests; what a request changes is one cache line.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(align(64))]
 struct Counters {
     ops: AtomicU64,
     bytes: AtomicU64,
     ticks: AtomicU64,
+    extremes: Extremes,
+    /// The same for the bdev above, which forgets them at other times.
+    above: Extremes,
+}
+
+#[derive(Debug)]
+struct Extremes {
     max: AtomicU64,
     /// `u64::MAX`: there was none.
     min: AtomicU64,
 }
 
-impl Default for Counters {
+impl Default for Extremes {
     fn default() -> Self {
-        let zero = || AtomicU64::new(0);
-        Self { ops: zero(), bytes: zero(), ticks: zero(), max: zero(), min: AtomicU64::new(u64::MAX) }
+        Self { max: AtomicU64::new(0), min: AtomicU64::new(u64::MAX) }
+    }
+}
+
+impl Extremes {
+    #[inline]
+    fn note(&self, ticks: u64) {
+        if ticks > self.max.load(Ordering::Relaxed) {
+            self.max.fetch_max(ticks, Ordering::Relaxed);
+        }
+        if ticks < self.min.load(Ordering::Relaxed) {
+            self.min.fetch_min(ticks, Ordering::Relaxed);
+        }
+    }
+
+    fn forget(&self) {
+        self.max.store(0, Ordering::Relaxed);
+        self.min.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -77,29 +114,19 @@ impl Counters {
         add(&self.ops, 1, is_own);
         add(&self.bytes, len, is_own);
         add(&self.ticks, ticks, is_own);
-        if ticks > self.max.load(Ordering::Relaxed) {
-            self.max.fetch_max(ticks, Ordering::Relaxed);
-        }
-        if ticks < self.min.load(Ordering::Relaxed) {
-            self.min.fetch_min(ticks, Ordering::Relaxed);
-        }
+        self.extremes.note(ticks);
     }
 
-    fn add_to(&self, sum: &mut Sum) {
+    fn add_to(&self, sum: &mut Sum, extremes: &Extremes) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let min = Some(load(&self.min)).filter(|&min| min != u64::MAX);
+        let min = Some(load(&extremes.min)).filter(|&min| min != u64::MAX);
         *sum = Sum {
             ops: sum.ops + load(&self.ops),
             bytes: sum.bytes + load(&self.bytes),
             ticks: sum.ticks + load(&self.ticks),
-            max: sum.max.max(load(&self.max)),
+            max: sum.max.max(load(&extremes.max)),
             min: sum.min.into_iter().chain(min).min(),
         };
-    }
-
-    fn forget_extremes(&self) {
-        self.max.store(0, Ordering::Relaxed);
-        self.min.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -109,6 +136,9 @@ struct Lane {
     read: Counters,
     write: Counters,
     unmap: Counters,
+    /// Those that were carried out in place, for the bdev above as well.
+    read_in_place: Counters,
+    write_in_place: Counters,
     flushes: AtomicU64,
     errors: AtomicU64,
 }
@@ -117,75 +147,68 @@ struct Lane {
 #[derive(Debug, Default)]
 pub struct IoStat {
     lanes: Lanes<Lane>,
+    below: Option<Below>,
 }
 
-thread_local! {
-    static LAYERS: Layers = const { Layers { began: Cell::new(0), ended: Cell::new(0) } };
-}
-
-/// What layers tell one another; 0: nobody has looked at the clock.
-struct Layers {
-    /// When the layer above began.
-    began: Cell<u64>,
-    /// When the layer below ended.
-    ended: Cell<u64>,
+/// Who counts what passes through an overlay.
+#[derive(Debug)]
+struct Below {
+    stat: Arc<IoStat>,
+    /// Reads and writes in place before the overlay was there.
+    before: [Sum; 2],
 }
 
 /// When a request began.
 #[derive(Debug, Clone, Copy)]
-pub struct Began {
-    ticks: u64,
-    /// The layer above wants to know the end.
-    shared: bool,
-}
+pub struct Began(u64);
 
 /// Begin a request.
 #[inline]
 pub fn begin() -> Began {
-    match LAYERS.with(|layers| layers.began.take()) {
-        0 => Began { ticks: clock::ticks(), shared: false },
-        ticks => Began { ticks, shared: true },
-    }
-}
-
-/// Call a layer below whose request begins and ends with this one: its answer, and when it ended if it looked.
-#[inline]
-pub fn together<T>(began: Began, below: impl FnOnce() -> T) -> (T, Option<u64>) {
-    LAYERS.with(|layers| layers.began.set(began.ticks));
-    let answer = below();
-    let ended = LAYERS.with(|layers| {
-        layers.began.set(0); // it may have declined without looking
-        layers.ended.take()
-    });
-    (answer, (ended != 0).then_some(ended))
+    Began(clock::ticks())
 }
 
 impl IoStat {
-    /// Count a request that is completed: an error, or `len` bytes and the time since it began, which is returned.
-    #[inline]
-    pub fn done<T>(&self, op: Op, len: u64, began: Began, result: &Result<T>) -> u64 {
-        self.done_at(op, len, began, None, result)
+    /// The counters of an overlay that carries out in place what its base does, and nothing else; from now on all that
+    /// the base does in place is the overlay's.
+    pub fn over(base: &Arc<Self>) -> Self {
+        base.forget_extremes_above();
+        let below = Below { stat: Arc::clone(base), before: base.in_place_above() };
+        Self { lanes: Lanes::default(), below: Some(below) }
     }
 
-    /// The same where the end may be known.
+    /// Count a request that is completed: an error, or `len` bytes and the time since it began.
     #[inline]
-    pub fn done_at<T>(&self, op: Op, len: u64, began: Began, ended: Option<u64>, result: &Result<T>) -> u64 {
+    pub fn done<T>(&self, op: Op, len: u64, began: Began, result: &Result<T>) {
+        self.done_at(op, len, began, clock::ticks(), result);
+    }
+
+    /// Count a request that has succeeded, and answer it.
+    pub fn answer(&self, op: Op, len: u64, began: Began) -> LocalFuture<'static, Result<()>> {
+        self.done(op, len, began, &Ok(()));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn done_at<T>(&self, op: Op, len: u64, began: Began, ended: u64, result: &Result<T>) {
         let (lane, is_own) = self.lanes.mine();
-        if result.is_err() {
-            add(&lane.errors, 1, is_own);
-            return 0;
-        }
-        let ended = ended.unwrap_or_else(clock::ticks);
-        if began.shared {
-            LAYERS.with(|layers| layers.ended.set(ended));
-        }
-        let took = ended.saturating_sub(began.ticks);
+        let took = ended.saturating_sub(began.0);
         match op {
+            _ if result.is_err() => add(&lane.errors, 1, is_own),
             Op::Read => lane.read.count(len, took, is_own),
             Op::Write => lane.write.count(len, took, is_own),
             Op::Unmap => lane.unmap.count(len, took, is_own),
             Op::Flush => add(&lane.flushes, 1, is_own),
         }
+    }
+
+    /// Count a read or write that was carried out in place, for this bdev and the one above; returns how long it took.
+    #[inline]
+    pub fn done_in_place(&self, op: Op, len: u64, began: Began) -> u64 {
+        let (lane, is_own) = self.lanes.mine();
+        let took = clock::ticks().saturating_sub(began.0);
+        let counters = if op == Op::Read { &lane.read_in_place } else { &lane.write_in_place };
+        counters.count(len, took, is_own);
+        counters.above.note(took);
         took
     }
 
@@ -193,21 +216,51 @@ impl IoStat {
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for lane in self.lanes.iter() {
-            lane.read.add_to(&mut totals.read);
-            lane.write.add_to(&mut totals.write);
-            lane.unmap.add_to(&mut totals.unmap);
+            for (sum, counters) in [
+                (&mut totals.read, [Some(&lane.read), Some(&lane.read_in_place)]),
+                (&mut totals.write, [Some(&lane.write), Some(&lane.write_in_place)]),
+                (&mut totals.unmap, [Some(&lane.unmap), None]),
+            ] {
+                counters.into_iter().flatten().for_each(|counters| counters.add_to(sum, &counters.extremes));
+            }
             totals.flushes += lane.flushes.load(Ordering::Relaxed);
             totals.errors += lane.errors.load(Ordering::Relaxed);
         }
+        if let Some(Below { stat, before }) = &self.below {
+            let [read, write] = stat.in_place_above();
+            totals.read = totals.read.and_since(before[0], read);
+            totals.write = totals.write.and_since(before[1], write);
+        }
         totals
+    }
+
+    /// Reads and writes in place, with the extremes for the bdev above.
+    fn in_place_above(&self) -> [Sum; 2] {
+        let mut sums = [Sum::default(); 2];
+        for lane in self.lanes.iter() {
+            for (sum, counters) in sums.iter_mut().zip([&lane.read_in_place, &lane.write_in_place]) {
+                counters.add_to(sum, &counters.above);
+            }
+        }
+        sums
     }
 
     /// Forget the longest and the shortest time of each kind.
     pub fn forget_extremes(&self) {
         for lane in self.lanes.iter() {
-            for counters in [&lane.read, &lane.write, &lane.unmap] {
-                counters.forget_extremes();
+            for counters in [&lane.read, &lane.write, &lane.unmap, &lane.read_in_place, &lane.write_in_place] {
+                counters.extremes.forget();
             }
+        }
+        if let Some(below) = &self.below {
+            below.stat.forget_extremes_above();
+        }
+    }
+
+    fn forget_extremes_above(&self) {
+        for lane in self.lanes.iter() {
+            lane.read_in_place.above.forget();
+            lane.write_in_place.above.forget();
         }
     }
 }
@@ -220,7 +273,7 @@ pub struct LentReads(Vec<(Arc<IoStat>, Began, u64)>);
 impl LentReads {
     /// Count a read of `len` bytes for one more bdev.
     pub fn add(&mut self, stat: &Arc<IoStat>, began: Began, len: u64) {
-        self.0.push((Arc::clone(stat), Began { shared: false, ..began }, len));
+        self.0.push((Arc::clone(stat), began, len));
     }
 }
 
@@ -228,7 +281,7 @@ impl Drop for LentReads {
     fn drop(&mut self) {
         let ended = clock::ticks();
         for (stat, began, len) in self.0.drain(..) {
-            stat.done_at(Op::Read, len, began, Some(ended), &Ok(()));
+            stat.done_at(Op::Read, len, began, ended, &Ok(()));
         }
     }
 }
@@ -285,21 +338,29 @@ mod tests {
     }
 
     #[test]
-    fn layers_that_begin_and_end_together_have_the_same_time() {
-        let (above, below) = (IoStat::default(), IoStat::default());
-        let began = begin();
-        let ((), ended) = together(began, || {
-            let began = begin();
-            wait();
-            below.done(Op::Write, 512, began, &Ok(()));
-        });
-        assert!(ended.is_some());
-        above.done_at(Op::Write, 512, began, ended, &Ok(()));
-        assert_eq!(above.totals(), below.totals());
-        assert_eq!(above.totals().write.ops, 1);
-        let ((), ended) = together(begin(), || ());
-        assert_eq!(ended, None, "it declined");
-        assert!(!begin().shared, "nothing is left for the next request");
+    fn what_is_done_in_place_counts_for_the_base_and_from_then_on_for_its_overlay() {
+        let base = Arc::new(IoStat::default());
+        base.done_in_place(Op::Write, 512, begin());
+        let overlay = IoStat::over(&base);
+        assert_eq!(overlay.totals(), Totals::default());
+        let slow = begin();
+        wait();
+        let took = base.done_in_place(Op::Write, 1024, slow);
+        base.done_in_place(Op::Read, 4096, begin());
+        base.done(Op::Write, 8192, begin(), &Ok(()));
+        overlay.done(Op::Write, 2048, begin(), &Ok(()));
+        let (above, below) = (overlay.totals(), base.totals());
+        assert_eq!((above.read.ops, above.read.bytes), (1, 4096));
+        assert_eq!((above.write.ops, above.write.bytes, above.write.max), (2, 1024 + 2048, took));
+        assert_eq!((below.write.ops, below.write.bytes, below.write.max), (3, 512 + 1024 + 8192, took));
+        assert_eq!(above.read, below.read);
+        overlay.forget_extremes();
+        assert_eq!((overlay.totals().write.max, overlay.totals().write.min), (0, None));
+        assert_eq!((base.totals().write.max, overlay.totals().write.ops), (took, 2), "each has extremes of its own");
+        base.done_in_place(Op::Write, 512, begin());
+        base.forget_extremes();
+        assert_eq!((base.totals().write.max, overlay.totals().write.ops), (0, 3));
+        assert!(overlay.totals().write.max > 0);
     }
 
     #[test]

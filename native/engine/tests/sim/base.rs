@@ -109,7 +109,7 @@ pub struct SimBase {
     info: BdevInfo,
     identity: BaseIdentity,
     state: Mutex<State>,
-    stat: IoStat,
+    stat: Arc<IoStat>,
 }
 
 impl SimBase {
@@ -119,7 +119,7 @@ impl SimBase {
             info: setting.info(),
             identity: setting.identity(),
             state: Mutex::new(state),
-            stat: IoStat::default(),
+            stat: Arc::default(),
         })
     }
 
@@ -236,7 +236,7 @@ impl SimBase {
         let (cache, durable) = (content.to_vec(), before.durable.clone());
         let (time, version, inline_writes) = (before.time, before.version + 1, before.inline_writes);
         let state = State { cache, durable, landed, time, version, inline_writes, ..State::default() };
-        let (info, identity, stat) = (self.info.clone(), self.identity, IoStat::default());
+        let (info, identity, stat) = (self.info.clone(), self.identity, Arc::default());
         Arc::new(Self { info, identity, state: Mutex::new(state), stat })
     }
 
@@ -396,7 +396,7 @@ impl Bdev for SimBase {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         &self.stat
     }
 }

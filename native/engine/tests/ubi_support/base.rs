@@ -69,7 +69,7 @@ struct State {
 pub struct MemBase {
     info: BdevInfo,
     state: Mutex<State>,
-    stat: IoStat,
+    stat: Arc<IoStat>,
 }
 
 impl MemBase {
@@ -102,7 +102,7 @@ impl MemBase {
         change(&mut info);
         let content = Pages::new(&content);
         let state = State { stable: content.clone(), content, ..State::default() };
-        Arc::new(Self { info, state: Mutex::new(state), stat: IoStat::default() })
+        Arc::new(Self { info, state: Mutex::new(state), stat: Arc::default() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -181,7 +181,7 @@ impl MemBase {
         }
         let next_id = state.next_id;
         let state = State { content, stable, unsynced, next_id, ..State::default() };
-        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
+        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: Arc::default() })
     }
 
     /// What a power cut leaves: what was flushed, and any sectors of what was not.
@@ -197,7 +197,7 @@ impl MemBase {
             }
         }
         let state = State { stable: content.clone(), content, ..State::default() };
-        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
+        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: Arc::default() })
     }
 
     /// Log an operation, wait while it is held, fail it if that is its lot.
@@ -378,7 +378,7 @@ impl Bdev for MemBase {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         &self.stat
     }
 }

@@ -141,6 +141,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         survives: if options.no_sync { survives.min(Survives::Process) } else { survives },
         ..base.info().clone()
     };
+    let stat = Arc::new(IoStat::over(base.iostat()));
     let volume = Volume {
         options,
         info,
@@ -152,7 +153,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         rounds: flush::Rounds::new(area, unpublished, found),
         standing: standing::Standing::new(superblocks, recovery, map.map(|continued| continued.map)),
         counters: status::Counters::default(),
-        stat: Arc::default(),
+        stat,
         tasks: volume::Tasks::default(),
         closing: AtomicBool::new(false),
     };
@@ -194,21 +195,20 @@ impl UbiBdev {
         Ok(())
     }
 
-    /// Try a request on the base, in place, and count it if that was all of it.
+    /// Where the base has a range that may be read there. What is carried out there in place is counted there
+    /// (`IoStat::over`).
     #[inline]
-    fn at_once(
-        &self,
-        op: Op,
-        offset: u64,
-        len: u64,
-        attempt: impl FnOnce(&dyn Bdev, u64) -> Option<Result<()>>,
-    ) -> Option<Result<()>> {
-        let (volume, began) = (&*self.volume, stat::begin());
-        let at = volume.geometry.on_base(offset);
-        let (result, ended) = stat::together(began, || attempt(&*volume.base, at));
-        let result = result?;
-        volume.stat.done_at(op, len, began, ended, &result);
-        Some(result)
+    fn for_reads(&self, offset: u64, len: u64) -> Option<(&dyn Bdev, u64)> {
+        let volume = &*self.volume;
+        let may = len != 0 && volume.is_on_base(offset, offset + len);
+        may.then(|| (&*volume.base, volume.geometry.on_base(offset)))
+    }
+
+    /// Where the base has a range that may be written there; counted as what is read.
+    #[inline]
+    fn for_writes(&self, offset: u64, len: u64) -> Option<(&dyn Bdev, u64)> {
+        let may = len != 0 && self.is_known(offset, offset + len);
+        may.then(|| (&*self.volume.base, self.volume.geometry.on_base(offset)))
     }
 
     /// Whether a write to the range may go straight to the base and be acknowledged from there.
@@ -230,60 +230,41 @@ impl Bdev for UbiBdev {
 
     #[inline]
     fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
-        let len = buf.len() as u64;
-        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
-            return None;
-        }
-        self.at_once(Op::Read, offset, len, |base, at| base.try_read(at, buf))
+        let (base, at) = self.for_reads(offset, buf.len() as u64)?;
+        base.try_read(at, buf)
     }
 
     #[inline]
     fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
-        let len = data.len() as u64;
-        if len == 0 || !self.is_known(offset, offset + len) {
-            return None;
-        }
-        self.at_once(Op::Write, offset, len, |base, at| base.try_write(at, data))
+        let (base, at) = self.for_writes(offset, data.len() as u64)?;
+        base.try_write(at, data)
     }
 
     #[inline]
     fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
-        let len = target.len() as u64;
-        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
-            return None;
-        }
-        self.at_once(Op::Read, offset, len, |base, at| base.try_read_sg(at, target))
+        let (base, at) = self.for_reads(offset, target.len() as u64)?;
+        base.try_read_sg(at, target)
     }
 
     #[inline]
     fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
-        let len = source.len() as u64;
-        if len == 0 || !self.is_known(offset, offset + len) {
-            return None;
-        }
-        self.at_once(Op::Write, offset, len, |base, at| base.try_write_sg(at, source))
+        let (base, at) = self.for_writes(offset, source.len() as u64)?;
+        base.try_write_sg(at, source)
     }
 
     fn takes_pipe(&self, offset: u64, len: usize) -> bool {
-        let volume = &*self.volume;
-        let is_known = len != 0 && self.is_known(offset, offset + len as u64);
-        is_known && volume.base.takes_pipe(volume.geometry.on_base(offset), len)
+        self.for_writes(offset, len as u64).is_some_and(|(base, at)| base.takes_pipe(at, len))
     }
 
     fn try_write_pipe(&self, offset: u64, pipe: &Pipe) -> Option<Result<()>> {
-        let len = pipe.len() as u64;
-        if len == 0 || !self.is_known(offset, offset + len) {
-            return None;
-        }
-        self.at_once(Op::Write, offset, len, |base, at| base.try_write_pipe(at, pipe))
+        let (base, at) = self.for_writes(offset, pipe.len() as u64)?;
+        base.try_write_pipe(at, pipe)
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
         let (len, began) = (target.len() as u64, stat::begin());
-        if len == 0 || !self.volume.is_on_base(offset, offset + len) {
-            return None;
-        }
-        let reading = self.volume.base.read_sg(self.volume.geometry.on_base(offset), target)?;
+        let (base, at) = self.for_reads(offset, len)?;
+        let reading = base.read_sg(at, target)?;
         Some(Box::pin(async move {
             let result = reading.await;
             self.volume.stat.done(Op::Read, len, began, &result);
@@ -294,10 +275,8 @@ impl Bdev for UbiBdev {
     /// A write of stripes that are all known to be on the base: nothing is fetched, merged or marked for it.
     fn write_sg(&self, offset: u64, source: SgList, fua: bool) -> Option<LocalFuture<'_, Result<()>>> {
         let (len, began) = (source.len() as u64, stat::begin());
-        if len == 0 || !self.is_known(offset, offset + len) {
-            return None;
-        }
-        let writing = self.volume.base.write_sg(self.volume.geometry.on_base(offset), source, false)?;
+        let (base, at) = self.for_writes(offset, len)?;
+        let writing = base.write_sg(at, source, false)?;
         Some(Box::pin(async move {
             let mut result = writing.await;
             if result.is_ok() && fua && !fault!(FuaIgnored) {
@@ -309,11 +288,9 @@ impl Bdev for UbiBdev {
     }
 
     fn lend(&self, offset: u64, len: usize) -> Option<Lent> {
-        if len == 0 || !self.volume.is_on_base(offset, offset + len as u64) {
-            return None;
-        }
         let began = stat::begin();
-        let mut lent = self.volume.base.lend(self.volume.geometry.on_base(offset), len)?;
+        let (base, at) = self.for_reads(offset, len as u64)?;
+        let mut lent = base.lend(at, len)?;
         lent.reads.add(&self.volume.stat, began, len as u64);
         Some(lent)
     }
@@ -405,7 +382,7 @@ impl Bdev for UbiBdev {
         })
     }
 
-    fn iostat(&self) -> &IoStat {
+    fn iostat(&self) -> &Arc<IoStat> {
         &self.volume.stat
     }
 
