@@ -65,7 +65,6 @@ def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Pla
     for turn in range(plan.rounds):
         for target in targets if turn % 2 == 0 else reversed(targets):
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
-            target.attach()
             clients.run(target, cell, min(WARM_UP_S, plan.seconds))
             run = partial(_run, clients, target, cell, plan.seconds / plan.parts)
             parts = [plan.host.undisturbed(run) for _ in range(plan.parts)]

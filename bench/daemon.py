@@ -85,11 +85,6 @@ class Daemon:
         with self.client() as client:
             client.call("bdev_ubi_create", name=name, base_bdev=base, image_path=str(image), stripe_size_kb=STRIPE_KIB)
 
-    def delete_ubi(self, name: str) -> None:
-        """Delete a volume; its base stays."""
-        with self.client() as client:
-            client.call("bdev_ubi_delete", name=name)
-
     def export(self, bdev: str) -> str:
         """Offer a bdev on the daemon's NBD socket and return the export's name."""
         with self.client() as client:
@@ -99,11 +94,6 @@ class Daemon:
     def uri(self, export: str) -> str:
         """Return an export of that socket as NBD clients name it."""
         return nbd_uri(self.nbd_socket, export)
-
-    def delete_export(self, name: str) -> None:
-        """Take an export back."""
-        with self.client() as client:
-            client.call("nbd_delete_export", export_name=name)
 
     def check_all_present(self, name: str) -> None:
         """Raise BenchError unless every stripe of a volume is present."""

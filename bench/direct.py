@@ -51,9 +51,9 @@ def run_p7(python: Path, clients: Clients, files: Files, plan: Plan, only: str) 
 
 
 def _start(python: Path, files: Files, stack: ExitStack) -> list[Target]:
-    """Our volume, its base as a bare bdev, and qemu-nbd."""
+    """Our volume, and qemu-nbd on its base."""
     ours = Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
-    return [ours.volume, ours.bare, start_peer(QEMU_DIRECT, files, stack, files.base)]
+    return [ours.volume, start_peer(QEMU_DIRECT, files, stack, files.base)]
 
 
 def _leave_cache(files: Files) -> None:
@@ -68,11 +68,10 @@ def _measure(clients: Clients, targets: list[Target], file: Path, cell: Cell, pl
     bare = replace(cell, client="fio", queue_depth=FILE_DEPTH)
     for turn in range(plan.rounds):
         progress(f"{cell}: round {turn + 1} of {plan.rounds}")
-        run_fio([], engine, FILE, bare, WARM_UP_S)
+        run_fio([], engine, FILE, bare, min(WARM_UP_S, plan.seconds))
         rates[FILE].append(plan.host.undisturbed(partial(run_fio, [], engine, FILE, bare, plan.seconds)).iops)
         for target in targets:
-            target.attach()
-            clients.run(target, cell, WARM_UP_S)
+            clients.run(target, cell, min(WARM_UP_S, plan.seconds))
             sample = plan.host.undisturbed(partial(clients.run, target, cell, plan.seconds))
             rates[target.name].append(sample.iops)
     progress("")

@@ -100,7 +100,7 @@ DATA_TABLES = {
         _spread_target,
     ),
     "p4": DataTable(
-        "P4: the overlay against its base exported directly",
+        "P4: the overlay against a bare bdev such as its base is",
         tuple(cell for cell in _SINGLE + _DEEP + _LARGE if cell.client == "nbd-load"),
         (OURS_BARE,),
         (),
