@@ -233,6 +233,9 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
 /// None: there is no time left, something else is to be done, or this has gone on for too long.
 pub fn spin_while<T>(wanted: impl Fn() -> bool, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let context = context();
+    if context.spin.streak.get() < SPIN_STREAK || context.spin.cpus.get() < 2 {
+        return None; // known without a look at the clock
+    }
     let mut look = Look::begin();
     let began = look.now;
     if !may_spin(&context, began) {
