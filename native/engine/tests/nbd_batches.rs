@@ -2,13 +2,13 @@
 
 mod nbd_support;
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_support::*;
-use ubi_engine::bdev::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use ubi_engine::bdev::{Above, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use ubi_engine::error::Result;
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
@@ -31,13 +31,13 @@ impl Bdev for Waiting {
         self.inner.info()
     }
 
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         if offset == WAITS * BLOCK {
             let go_on = self.go_on.lock().expect("one reader");
             let told = go_on.recv_timeout(Duration::from_secs(5)).is_ok();
             self.told.send(told).expect("the test listens");
         }
-        self.inner.try_read(offset, buf)
+        self.inner.try_read(offset, buf, above)
     }
 
     fn read(&self, offset: u64, len: usize) -> LocalFuture<'_, Result<IoBuf>> {
@@ -68,7 +68,7 @@ impl Bdev for Waiting {
         self.inner.close()
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         self.inner.iostat()
     }
 }
@@ -91,5 +91,31 @@ fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_t
         for block in HALF..REQUESTS {
             assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block, "{dialect:?}");
         }
+    }
+}
+
+#[test]
+fn a_client_that_has_replies_left_to_take_gets_no_half_of_many() {
+    let server = Server::start(engines()[0]);
+    let ((go_on, wait), (tell, told)) = (channel(), channel());
+    server.export("w", Arc::new(Waiting { inner: server.malloc(512), go_on: Mutex::new(wait), told: tell }));
+    let mut client = server.connect("w", &Wish::new(Dialect::Simple));
+    client.send(client::READ, 0, 99, 0, BLOCK, &[]);
+    let mut first = vec![0; 16 + BLOCK as usize];
+    let mut taker = client.stream.try_clone().expect("another descriptor");
+    taker.read_exact(&mut first[..1]).expect("the first reply is here, and not taken");
+    let requests: Vec<u8> =
+        (0..REQUESTS).flat_map(|block| client.request(client::READ, 0, block, block * BLOCK, BLOCK)).collect();
+    client.stream.write_all(&requests).expect("all of them at once");
+    taker.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
+    std::thread::sleep(Duration::from_millis(200));
+    taker.read_exact(&mut first[1..]).expect("the rest of it");
+    let early = taker.read(&mut [0; 16]).map_err(|error| error.kind());
+    assert!(matches!(early, Err(ErrorKind::WouldBlock)), "{early:?}: half a batch came before the disk went on");
+    go_on.send(()).expect("the disk waits");
+    assert!(told.recv().expect("it has read"));
+    taker.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+    for block in 0..REQUESTS {
+        assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block);
     }
 }

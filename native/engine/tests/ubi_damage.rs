@@ -30,7 +30,7 @@ struct Base {
     info: BdevInfo,
     pages: Mutex<Pages>,
     metadata_writes: AtomicUsize,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl Base {
@@ -38,7 +38,7 @@ impl Base {
         static INFO: OnceLock<BdevInfo> = OnceLock::new();
         let info = INFO.get_or_init(|| MemBase::new(512, 512).info().clone()).clone();
         info.num_blocks.set((DATA + STRIPES * STRIPE) / 512);
-        Arc::new(Self { info, pages: Mutex::new(pages), metadata_writes: AtomicUsize::new(0), stat: Arc::default() })
+        Arc::new(Self { info, pages: Mutex::new(pages), metadata_writes: AtomicUsize::new(0), stat: IoStat::default() })
     }
 
     fn pages(&self) -> Pages {
@@ -97,7 +97,7 @@ impl Bdev for Base {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }

@@ -159,7 +159,7 @@ fn a_failed_flush_is_final_for_writes_and_flushes_but_not_for_reads() {
             assert_eq!(errno(bdev.write(0, data(&[2; 512]), false).await), libc::EIO);
             assert_eq!(errno(bdev.write_zeroes(0, 512, ZeroFlags::default()).await), libc::EIO);
             assert_eq!(errno(bdev.discard(0, 512, false).await), libc::EIO);
-            assert!((0..20).all(|_| bdev.try_write(0, &[2; 512]).is_none()), "inline neither");
+            assert!((0..20).all(|_| bdev.try_write(0, &[2; 512], None).is_none()), "inline neither");
             assert_eq!(read(&bdev, 0, 512).await, [1; 512]);
             assert_eq!(read(&bdev, STRIPE, 512).await, image.content[STRIPE as usize..STRIPE as usize + 512]);
         }

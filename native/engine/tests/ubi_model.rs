@@ -206,7 +206,7 @@ async fn read_and_check(model: &Model, bdev: &Arc<UbiBdev>, random: &mut Random)
     let (start, end) = any_range(&model.plan, random);
     let before = model.acknowledged(start, end);
     let mut inline = vec![0; (end - start) as usize];
-    let bytes = match bdev.try_read(start, &mut inline) {
+    let bytes = match bdev.try_read(start, &mut inline, None) {
         Some(result) => result.map(|()| inline),
         None => bdev.read(start, (end - start) as usize).await.map(|buf| buf.to_vec()),
     };
@@ -228,7 +228,7 @@ async fn change(model: &Model, bdev: &Arc<UbiBdev>, number: u64, random: &mut Ra
     let result = match kind {
         0 => bdev.discard(start, len, fua).await,
         1 => bdev.write_zeroes(start, len, ZeroFlags { no_hole: random.one_in(2), fua, fast: false }).await,
-        _ => match if fua { None } else { bdev.try_write(start, &bytes) } {
+        _ => match if fua { None } else { bdev.try_write(start, &bytes, None) } {
             Some(result) => result,
             None => bdev.write(start, data(&bytes), fua).await,
         },

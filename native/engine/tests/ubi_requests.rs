@@ -4,7 +4,9 @@ mod ubi_support;
 
 use std::sync::Arc;
 
-use ubi_engine::bdev::ubi::{UbiBdev, UbiOptions};
+use ubi_engine::bdev::malloc::MallocBdev;
+use ubi_engine::bdev::stat::Totals;
+use ubi_engine::bdev::ubi::{self, UbiBdev, UbiOptions, layout};
 use ubi_engine::bdev::{Bdev, ZeroFlags};
 use ubi_support::*;
 
@@ -310,8 +312,8 @@ fn inline_requests_are_declined_unless_the_base_has_it_all() {
         let bdev = opened(&base, &image, options()).await;
         let mut buf = [0; 512];
         for _ in 0..50 {
-            assert!(bdev.try_read(0, &mut buf).is_none(), "INV-2: the stripe is missing");
-            assert!(bdev.try_write(0, &buf).is_none());
+            assert!(bdev.try_read(0, &mut buf, None).is_none(), "INV-2: the stripe is missing");
+            assert!(bdev.try_write(0, &buf, None).is_none());
         }
         read(&bdev, 0, 512).await;
         bdev.prefetch(0, 512).await.expect("prefetch");
@@ -319,15 +321,41 @@ fn inline_requests_are_declined_unless_the_base_has_it_all() {
             settle().await;
         }
         for _ in 0..50 {
-            assert!(bdev.try_write(0, &buf).is_none(), "its header is not durable");
+            assert!(bdev.try_write(0, &buf, None).is_none(), "its header is not durable");
         }
-        let inline_read = (0..50).filter_map(|_| bdev.try_read(0, &mut buf)).count();
+        let inline_read = (0..50).filter_map(|_| bdev.try_read(0, &mut buf, None)).count();
         assert!(inline_read > 0 && buf == image.content[..512]);
         bdev.flush().await.expect("flush");
-        assert!((0..50).filter_map(|_| bdev.try_write(0, &[8; 512])).count() > 0);
+        assert!((0..50).filter_map(|_| bdev.try_write(0, &[8; 512], None)).count() > 0);
         assert_eq!(read(&bdev, 0, 512).await, [8; 512]);
-        assert!((0..50).filter_map(|_| bdev.try_write(4 * STRIPE, &[8; 512])).count() > 0, "past the image");
-        assert!((0..50).all(|_| bdev.try_write(3 * STRIPE + 4096, &[8; 512]).is_none()), "in the last stripe");
+        assert!((0..50).filter_map(|_| bdev.try_write(4 * STRIPE, &[8; 512], None)).count() > 0, "past the image");
+        assert!((0..50).all(|_| bdev.try_write(3 * STRIPE + 4096, &[8; 512], None).is_none()), "in the last stripe");
+    });
+}
+
+#[test]
+fn what_is_carried_out_in_place_counts_for_the_volume_and_its_base_and_for_the_base_alone_when_it_was_asked() {
+    run(async {
+        let blocks = (layout::METADATA_BYTES + 6 * STRIPE) / 512;
+        let base: Arc<dyn Bdev> = Arc::new(MallocBdev::new("m", blocks, 512).expect("memory"));
+        let volume = ubi::open(Arc::clone(&base), image(), options()).await.expect("volume");
+        write(&volume, 0, &vec![2; (4 * STRIPE) as usize]).await;
+        volume.flush().await.expect("flush");
+        let (above, below) = (volume.iostat().totals(), base.iostat().totals());
+        let mut buf = [0; 4096];
+        assert!(matches!(volume.try_write(0, &[3; 512], None), Some(Ok(()))));
+        assert!(matches!(volume.try_read(0, &mut buf, None), Some(Ok(()))));
+        assert!(matches!(base.try_read(0, &mut buf, None), Some(Ok(()))), "an export of the base's own");
+        let (volumes, bases) = (volume.iostat().totals(), base.iostat().totals());
+        let read = |now: Totals, before: Totals| (now.read.ops - before.read.ops, now.read.bytes - before.read.bytes);
+        let written =
+            |now: Totals, before: Totals| (now.write.ops - before.write.ops, now.write.bytes - before.write.bytes);
+        assert_eq!((read(volumes, above), written(volumes, above)), ((1, 4096), (1, 512)));
+        assert_eq!((read(bases, below), written(bases, below)), ((2, 8192), (1, 512)));
+        volume.read(0, 4096).await.expect("read");
+        assert_eq!(read(volume.iostat().totals(), volumes), (1, 4096));
+        assert_eq!(read(base.iostat().totals(), bases), (1, 4096), "once, whichever way it took");
+        volume.close().await.expect("close");
     });
 }
 

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
-use super::stat::{self, Began, LentReads, Op};
+use super::stat::{self, Above, Began, LentReads, Op};
 use super::{BaseIdentity, Bdev, BdevInfo, IoStat, LEND_MIN, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
@@ -157,11 +157,17 @@ impl AioBdev {
     }
 
     /// Count a write that was tried in place. A short or failed one is repeated as a whole: the same place once more.
-    fn written_inline(&self, written: std::io::Result<usize>, len: usize, began: Began) -> Option<Result<()>> {
+    fn written_inline(
+        &self,
+        written: std::io::Result<usize>,
+        len: usize,
+        began: Began,
+        above: Option<&Above<'_>>,
+    ) -> Option<Result<()>> {
         if written.ok()? != len {
             return None;
         }
-        let took = self.stat.done_in_place(Op::Write, len as u64, began);
+        let took = self.stat.done_in_place(Op::Write, len as u64, began, above);
         if !self.in_memory && took > self.inline_write_slow_ticks {
             self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
         }
@@ -219,7 +225,7 @@ impl Bdev for AioBdev {
         &self.info
     }
 
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         if !self.inline {
             return None;
         }
@@ -229,19 +235,19 @@ impl Bdev for AioBdev {
         if answer.ok()? != buf.len() {
             return None;
         }
-        self.stat.done_in_place(Op::Read, buf.len() as u64, began);
+        self.stat.done_in_place(Op::Read, buf.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, offset: u64, data: &[u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         if !self.may_write_inline(data.len()) {
             return None;
         }
         let began = stat::begin();
-        self.written_inline(self.file.pwrite(data, offset, false), data.len(), began)
+        self.written_inline(self.file.pwrite(data, offset, false), data.len(), began, above)
     }
 
-    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+    fn try_read_sg(&self, offset: u64, target: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         if !self.inline {
             return None;
         }
@@ -249,29 +255,29 @@ impl Bdev for AioBdev {
         if self.file.preadv(target, offset, !self.in_memory).ok()? != target.len() {
             return None;
         }
-        self.stat.done_in_place(Op::Read, target.len() as u64, began);
+        self.stat.done_in_place(Op::Read, target.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+    fn try_write_sg(&self, offset: u64, source: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         if !self.may_write_inline(source.len()) {
             return None;
         }
         let began = stat::begin();
-        self.written_inline(self.file.pwritev(source, offset, false), source.len(), began)
+        self.written_inline(self.file.pwritev(source, offset, false), source.len(), began, above)
     }
 
     fn takes_pipe(&self, _offset: u64, len: usize) -> bool {
         self.may_write_inline(len)
     }
 
-    fn try_write_pipe(&self, offset: u64, pipe: &Pipe) -> Option<Result<()>> {
+    fn try_write_pipe(&self, offset: u64, pipe: &Pipe, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let len = pipe.len();
         if !self.may_write_inline(len) {
             return None;
         }
         let began = stat::begin();
-        self.written_inline(pipe.drain_to(&self.file, offset).map(|()| len), len, began)
+        self.written_inline(pipe.drain_to(&self.file, offset).map(|()| len), len, began, above)
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
@@ -393,7 +399,7 @@ impl Bdev for AioBdev {
         self.file.is_remote()
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 

@@ -1,8 +1,6 @@
 //! The `malloc` bdev: memory that lives as long as the daemon.
 
-use std::sync::Arc;
-
-use super::stat::{self, Op};
+use super::stat::{self, Above, Op};
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
@@ -13,7 +11,7 @@ use crate::sys::sg_list::SgList;
 pub struct MallocBdev {
     info: BdevInfo,
     memory: SharedMemory,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl MallocBdev {
@@ -30,7 +28,7 @@ impl MallocBdev {
         };
         let bytes = num_blocks.checked_mul(u64::from(block_size)).ok_or_else(no_memory)?;
         let memory = SharedMemory::new(usize::try_from(bytes).map_err(|_| no_memory())?).map_err(|_| no_memory())?;
-        Ok(Self { info, memory, stat: Arc::default() })
+        Ok(Self { info, memory, stat: IoStat::default() })
     }
 }
 
@@ -64,17 +62,17 @@ impl Bdev for MallocBdev {
         &self.info
     }
 
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.read(offset, buf);
-        self.stat.done_in_place(Op::Read, buf.len() as u64, began);
+        self.stat.done_in_place(Op::Read, buf.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, offset: u64, data: &[u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.write(offset, data);
-        self.stat.done_in_place(Op::Write, data.len() as u64, began);
+        self.stat.done_in_place(Op::Write, data.len() as u64, began, above);
         Some(Ok(()))
     }
 
@@ -82,17 +80,17 @@ impl Bdev for MallocBdev {
         self.memory.bring_nearer(offset, len);
     }
 
-    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+    fn try_read_sg(&self, offset: u64, target: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.read_sg(offset, target);
-        self.stat.done_in_place(Op::Read, target.len() as u64, began);
+        self.stat.done_in_place(Op::Read, target.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+    fn try_write_sg(&self, offset: u64, source: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         self.memory.write_sg(offset, source);
-        self.stat.done_in_place(Op::Write, source.len() as u64, began);
+        self.stat.done_in_place(Op::Write, source.len() as u64, began, above);
         Some(Ok(()))
     }
 
@@ -146,7 +144,7 @@ impl Bdev for MallocBdev {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }
@@ -169,12 +167,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_what_is_discarded_is_zero() {
         let disk = MallocBdev::new("m", 64, 512).expect("create");
-        assert!(matches!(disk.try_write(1024, &[5; 512]), Some(Ok(()))));
+        assert!(matches!(disk.try_write(1024, &[5; 512], None), Some(Ok(()))));
         let mut buf = [1u8; 1536];
-        assert!(matches!(disk.try_read(512, &mut buf), Some(Ok(()))));
+        assert!(matches!(disk.try_read(512, &mut buf, None), Some(Ok(()))));
         assert_eq!((buf[511], buf[512], buf[1023], buf[1024]), (0, 5, 5, 0));
         drop(disk.discard(1024, 512, false));
-        assert!(matches!(disk.try_read(512, &mut buf), Some(Ok(()))));
+        assert!(matches!(disk.try_read(512, &mut buf, None), Some(Ok(()))));
         assert_eq!(buf, [0; 1536]);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Requests are in bytes, multiples of the block size, inside the device: [`check_range`] is the border at
 //! which frontends prove it. A request is first offered inline (`try_*`), which must never block for long;
-//! when that is declined the asynchronous form runs on the current thread's executor.
+//! when that is declined the asynchronous form runs on the current thread's executor. What is carried out inline is
+//! counted by who does it for all bdevs that it came through ([`Above`]; None: a frontend asked).
 
 pub mod aio;
 pub mod extent;
@@ -24,8 +25,8 @@ use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::StorageFile;
 use crate::sys::pipe::Pipe;
 use crate::sys::sg_list::SgList;
-pub use stat::IoStat;
 use stat::LentReads;
+pub use stat::{Above, IoStat};
 
 /// A future that runs on one reactor and is never sent to another.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -169,12 +170,12 @@ pub trait Bdev: Send + Sync {
 
     /// Read `buf.len()` bytes at once if that needs no waiting; None declines and changes nothing that matters
     /// (`buf` may hold anything then).
-    fn try_read(&self, _offset: u64, _buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, _offset: u64, _buf: &mut [u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         None
     }
 
     /// Write at once if that needs no waiting; None declines, and nothing was written then.
-    fn try_write(&self, _offset: u64, _data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, _offset: u64, _data: &[u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         None
     }
 
@@ -183,13 +184,13 @@ pub trait Bdev: Send + Sync {
 
     /// Read into memory that others share, at once if that needs no waiting; None declines (the memory may hold
     /// anything then).
-    fn try_read_sg(&self, _offset: u64, _target: &SgList) -> Option<Result<()>> {
+    fn try_read_sg(&self, _offset: u64, _target: &SgList, _above: Option<&Above<'_>>) -> Option<Result<()>> {
         None
     }
 
     /// Write from memory that others share, at once if that needs no waiting; None declines. What is written may be a
     /// mix of what the memory held meanwhile, and if it is declined some of it may be written already.
-    fn try_write_sg(&self, _offset: u64, _source: &SgList) -> Option<Result<()>> {
+    fn try_write_sg(&self, _offset: u64, _source: &SgList, _above: Option<&Above<'_>>) -> Option<Result<()>> {
         None
     }
 
@@ -211,7 +212,7 @@ pub trait Bdev: Send + Sync {
 
     /// Write all that a pipe holds at once if that needs no waiting; None declines. What is gone from the pipe then was
     /// written, from `offset` on; what is left was not.
-    fn try_write_pipe(&self, _offset: u64, _pipe: &Pipe) -> Option<Result<()>> {
+    fn try_write_pipe(&self, _offset: u64, _pipe: &Pipe, _above: Option<&Above<'_>>) -> Option<Result<()>> {
         None
     }
 
@@ -271,7 +272,7 @@ pub trait Bdev: Send + Sync {
         false
     }
 
-    fn iostat(&self) -> &Arc<IoStat>;
+    fn iostat(&self) -> &IoStat;
 
     /// Grow to `num_blocks`, or (None) to the size that the storage has by now. Blocks as long as the storage does.
     ///

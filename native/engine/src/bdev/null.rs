@@ -2,9 +2,7 @@
 
 use super::extent::{Extent, ExtentState};
 use super::malloc::memory_info;
-use std::sync::Arc;
-
-use super::stat::{self, Op};
+use super::stat::{self, Above, Op};
 use super::{Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::buf::{IoBuf, IoData};
@@ -13,7 +11,7 @@ use crate::sys::sg_list::SgList;
 /// A disk without content.
 pub struct NullBdev {
     info: BdevInfo,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl NullBdev {
@@ -21,7 +19,7 @@ impl NullBdev {
     /// `InvalidParams` for no blocks or a block size that is not a multiple of 512.
     pub fn new(name: &str, num_blocks: u64, block_size: u32) -> Result<Self> {
         let info = BdevInfo { unmap: false, ..memory_info(name, num_blocks, block_size)? };
-        Ok(Self { info, stat: Arc::default() })
+        Ok(Self { info, stat: IoStat::default() })
     }
 }
 
@@ -30,27 +28,27 @@ impl Bdev for NullBdev {
         &self.info
     }
 
-    fn try_read(&self, _offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, _offset: u64, buf: &mut [u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         buf.fill(0);
-        self.stat.done_in_place(Op::Read, buf.len() as u64, began);
+        self.stat.done_in_place(Op::Read, buf.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write(&self, _offset: u64, data: &[u8]) -> Option<Result<()>> {
-        self.stat.done_in_place(Op::Write, data.len() as u64, stat::begin());
+    fn try_write(&self, _offset: u64, data: &[u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
+        self.stat.done_in_place(Op::Write, data.len() as u64, stat::begin(), above);
         Some(Ok(()))
     }
 
-    fn try_read_sg(&self, _offset: u64, target: &SgList) -> Option<Result<()>> {
+    fn try_read_sg(&self, _offset: u64, target: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let began = stat::begin();
         target.zero();
-        self.stat.done_in_place(Op::Read, target.len() as u64, began);
+        self.stat.done_in_place(Op::Read, target.len() as u64, began, above);
         Some(Ok(()))
     }
 
-    fn try_write_sg(&self, _offset: u64, source: &SgList) -> Option<Result<()>> {
-        self.stat.done_in_place(Op::Write, source.len() as u64, stat::begin());
+    fn try_write_sg(&self, _offset: u64, source: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
+        self.stat.done_in_place(Op::Write, source.len() as u64, stat::begin(), above);
         Some(Ok(()))
     }
 
@@ -99,7 +97,7 @@ impl Bdev for NullBdev {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 

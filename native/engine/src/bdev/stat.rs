@@ -1,8 +1,8 @@
 //! What a bdev has done: counters and times of completed requests, as bdev_get_iostat names them.
 //!
-//! A time runs from a request's entry into the bdev to its completion. What is carried out in place passes through an
-//! overlay to its base and is the same request there: the base counts it for both ([`IoStat::done_in_place`]), which
-//! leaves nothing to do on the way.
+//! A time runs from a request's entry into the bdev to its completion. What is carried out in place passes through
+//! overlays to a base and begins and ends with them: the base looks at the clock, and counts it for all of them
+//! ([`Above`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,19 +33,6 @@ pub struct Sum {
     pub min: Option<u64>,
 }
 
-impl Sum {
-    /// This, and what has come to another one since it was `before`; the extremes are those of `now`.
-    fn and_since(self, before: Self, now: Self) -> Self {
-        Self {
-            ops: self.ops + now.ops - before.ops,
-            bytes: self.bytes + now.bytes - before.bytes,
-            ticks: self.ticks + now.ticks - before.ticks,
-            max: self.max.max(now.max),
-            min: self.min.into_iter().chain(now.min).min(),
-        }
-    }
-}
-
 /// All that a bdev has done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Totals {
@@ -57,44 +44,21 @@ pub struct Totals {
 }
 
 /// Counters of one kind of requests; what a request changes is one cache line.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(64))]
 struct Counters {
     ops: AtomicU64,
     bytes: AtomicU64,
     ticks: AtomicU64,
-    extremes: Extremes,
-    /// The same for the bdev above, which forgets them at other times.
-    above: Extremes,
-}
-
-#[derive(Debug)]
-struct Extremes {
     max: AtomicU64,
     /// `u64::MAX`: there was none.
     min: AtomicU64,
 }
 
-impl Default for Extremes {
+impl Default for Counters {
     fn default() -> Self {
-        Self { max: AtomicU64::new(0), min: AtomicU64::new(u64::MAX) }
-    }
-}
-
-impl Extremes {
-    #[inline]
-    fn note(&self, ticks: u64) {
-        if ticks > self.max.load(Ordering::Relaxed) {
-            self.max.fetch_max(ticks, Ordering::Relaxed);
-        }
-        if ticks < self.min.load(Ordering::Relaxed) {
-            self.min.fetch_min(ticks, Ordering::Relaxed);
-        }
-    }
-
-    fn forget(&self) {
-        self.max.store(0, Ordering::Relaxed);
-        self.min.store(u64::MAX, Ordering::Relaxed);
+        let zero = || AtomicU64::new(0);
+        Self { ops: zero(), bytes: zero(), ticks: zero(), max: zero(), min: AtomicU64::new(u64::MAX) }
     }
 }
 
@@ -114,19 +78,29 @@ impl Counters {
         add(&self.ops, 1, is_own);
         add(&self.bytes, len, is_own);
         add(&self.ticks, ticks, is_own);
-        self.extremes.note(ticks);
+        if ticks > self.max.load(Ordering::Relaxed) {
+            self.max.fetch_max(ticks, Ordering::Relaxed);
+        }
+        if ticks < self.min.load(Ordering::Relaxed) {
+            self.min.fetch_min(ticks, Ordering::Relaxed);
+        }
     }
 
-    fn add_to(&self, sum: &mut Sum, extremes: &Extremes) {
+    fn add_to(&self, sum: &mut Sum) {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let min = Some(load(&extremes.min)).filter(|&min| min != u64::MAX);
+        let min = Some(load(&self.min)).filter(|&min| min != u64::MAX);
         *sum = Sum {
             ops: sum.ops + load(&self.ops),
             bytes: sum.bytes + load(&self.bytes),
             ticks: sum.ticks + load(&self.ticks),
-            max: sum.max.max(load(&extremes.max)),
+            max: sum.max.max(load(&self.max)),
             min: sum.min.into_iter().chain(min).min(),
         };
+    }
+
+    fn forget_extremes(&self) {
+        self.max.store(0, Ordering::Relaxed);
+        self.min.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
@@ -136,9 +110,6 @@ struct Lane {
     read: Counters,
     write: Counters,
     unmap: Counters,
-    /// Those that were carried out in place, for the bdev above as well.
-    read_in_place: Counters,
-    write_in_place: Counters,
     flushes: AtomicU64,
     errors: AtomicU64,
 }
@@ -147,15 +118,6 @@ struct Lane {
 #[derive(Debug, Default)]
 pub struct IoStat {
     lanes: Lanes<Lane>,
-    below: Option<Below>,
-}
-
-/// Who counts what passes through an overlay.
-#[derive(Debug)]
-struct Below {
-    stat: Arc<IoStat>,
-    /// Reads and writes in place before the overlay was there.
-    before: [Sum; 2],
 }
 
 /// When a request began.
@@ -168,19 +130,36 @@ pub fn begin() -> Began {
     Began(clock::ticks())
 }
 
-impl IoStat {
-    /// The counters of an overlay that carries out in place what its base does, and nothing else; from now on all that
-    /// the base does in place is the overlay's.
-    pub fn over(base: &Arc<Self>) -> Self {
-        base.forget_extremes_above();
-        let below = Below { stat: Arc::clone(base), before: base.in_place_above() };
-        Self { lanes: Lanes::default(), below: Some(below) }
-    }
+/// A bdev through which a request comes to the one below, and those above it.
+#[derive(Debug, Clone, Copy)]
+pub struct Above<'a> {
+    pub stat: &'a IoStat,
+    pub above: Option<&'a Above<'a>>,
+}
 
+impl IoStat {
     /// Count a request that is completed: an error, or `len` bytes and the time since it began.
     #[inline]
     pub fn done<T>(&self, op: Op, len: u64, began: Began, result: &Result<T>) {
-        self.done_at(op, len, began, clock::ticks(), result);
+        if result.is_ok() {
+            self.count(op, len, clock::ticks().saturating_sub(began.0));
+        } else {
+            let (lane, is_own) = self.lanes.mine();
+            add(&lane.errors, 1, is_own);
+        }
+    }
+
+    /// Count a request that has succeeded in place, here and wherever it has come through; returns how long it took.
+    #[inline]
+    pub fn done_in_place(&self, op: Op, len: u64, began: Began, above: Option<&Above<'_>>) -> u64 {
+        let took = clock::ticks().saturating_sub(began.0);
+        self.count(op, len, took);
+        let mut next = above;
+        while let Some(Above { stat, above }) = next {
+            stat.count(op, len, took);
+            next = *above;
+        }
+        took
     }
 
     /// Count a request that has succeeded, and answer it.
@@ -189,11 +168,10 @@ impl IoStat {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn done_at<T>(&self, op: Op, len: u64, began: Began, ended: u64, result: &Result<T>) {
+    #[inline]
+    fn count(&self, op: Op, len: u64, took: u64) {
         let (lane, is_own) = self.lanes.mine();
-        let took = ended.saturating_sub(began.0);
         match op {
-            _ if result.is_err() => add(&lane.errors, 1, is_own),
             Op::Read => lane.read.count(len, took, is_own),
             Op::Write => lane.write.count(len, took, is_own),
             Op::Unmap => lane.unmap.count(len, took, is_own),
@@ -201,66 +179,25 @@ impl IoStat {
         }
     }
 
-    /// Count a read or write that was carried out in place, for this bdev and the one above; returns how long it took.
-    #[inline]
-    pub fn done_in_place(&self, op: Op, len: u64, began: Began) -> u64 {
-        let (lane, is_own) = self.lanes.mine();
-        let took = clock::ticks().saturating_sub(began.0);
-        let counters = if op == Op::Read { &lane.read_in_place } else { &lane.write_in_place };
-        counters.count(len, took, is_own);
-        counters.above.note(took);
-        took
-    }
-
     /// All that was done so far. What completes meanwhile may be in one number and not yet in another.
     pub fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for lane in self.lanes.iter() {
-            for (sum, counters) in [
-                (&mut totals.read, [Some(&lane.read), Some(&lane.read_in_place)]),
-                (&mut totals.write, [Some(&lane.write), Some(&lane.write_in_place)]),
-                (&mut totals.unmap, [Some(&lane.unmap), None]),
-            ] {
-                counters.into_iter().flatten().for_each(|counters| counters.add_to(sum, &counters.extremes));
-            }
+            lane.read.add_to(&mut totals.read);
+            lane.write.add_to(&mut totals.write);
+            lane.unmap.add_to(&mut totals.unmap);
             totals.flushes += lane.flushes.load(Ordering::Relaxed);
             totals.errors += lane.errors.load(Ordering::Relaxed);
         }
-        if let Some(Below { stat, before }) = &self.below {
-            let [read, write] = stat.in_place_above();
-            totals.read = totals.read.and_since(before[0], read);
-            totals.write = totals.write.and_since(before[1], write);
-        }
         totals
-    }
-
-    /// Reads and writes in place, with the extremes for the bdev above.
-    fn in_place_above(&self) -> [Sum; 2] {
-        let mut sums = [Sum::default(); 2];
-        for lane in self.lanes.iter() {
-            for (sum, counters) in sums.iter_mut().zip([&lane.read_in_place, &lane.write_in_place]) {
-                counters.add_to(sum, &counters.above);
-            }
-        }
-        sums
     }
 
     /// Forget the longest and the shortest time of each kind.
     pub fn forget_extremes(&self) {
         for lane in self.lanes.iter() {
-            for counters in [&lane.read, &lane.write, &lane.unmap, &lane.read_in_place, &lane.write_in_place] {
-                counters.extremes.forget();
+            for counters in [&lane.read, &lane.write, &lane.unmap] {
+                counters.forget_extremes();
             }
-        }
-        if let Some(below) = &self.below {
-            below.stat.forget_extremes_above();
-        }
-    }
-
-    fn forget_extremes_above(&self) {
-        for lane in self.lanes.iter() {
-            lane.read_in_place.above.forget();
-            lane.write_in_place.above.forget();
         }
     }
 }
@@ -281,7 +218,7 @@ impl Drop for LentReads {
     fn drop(&mut self) {
         let ended = clock::ticks();
         for (stat, began, len) in self.0.drain(..) {
-            stat.done_at(Op::Read, len, began, ended, &Ok(()));
+            stat.count(Op::Read, len, ended.saturating_sub(began.0));
         }
     }
 }
@@ -338,29 +275,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_done_in_place_counts_for_the_base_and_from_then_on_for_its_overlay() {
-        let base = Arc::new(IoStat::default());
-        base.done_in_place(Op::Write, 512, begin());
-        let overlay = IoStat::over(&base);
-        assert_eq!(overlay.totals(), Totals::default());
+    fn what_is_done_in_place_counts_alike_for_all_that_it_came_through() {
+        let (top, middle, base) = (IoStat::default(), IoStat::default(), IoStat::default());
+        let top_layer = Above { stat: &top, above: None };
+        let layers = Above { stat: &middle, above: Some(&top_layer) };
         let slow = begin();
         wait();
-        let took = base.done_in_place(Op::Write, 1024, slow);
-        base.done_in_place(Op::Read, 4096, begin());
-        base.done(Op::Write, 8192, begin(), &Ok(()));
-        overlay.done(Op::Write, 2048, begin(), &Ok(()));
-        let (above, below) = (overlay.totals(), base.totals());
-        assert_eq!((above.read.ops, above.read.bytes), (1, 4096));
-        assert_eq!((above.write.ops, above.write.bytes, above.write.max), (2, 1024 + 2048, took));
-        assert_eq!((below.write.ops, below.write.bytes, below.write.max), (3, 512 + 1024 + 8192, took));
-        assert_eq!(above.read, below.read);
-        overlay.forget_extremes();
-        assert_eq!((overlay.totals().write.max, overlay.totals().write.min), (0, None));
-        assert_eq!((base.totals().write.max, overlay.totals().write.ops), (took, 2), "each has extremes of its own");
-        base.done_in_place(Op::Write, 512, begin());
-        base.forget_extremes();
-        assert_eq!((base.totals().write.max, overlay.totals().write.ops), (0, 3));
-        assert!(overlay.totals().write.max > 0);
+        let took = base.done_in_place(Op::Write, 1024, slow, Some(&layers));
+        let write = base.totals().write;
+        assert_eq!((write.ops, write.bytes, write.ticks, write.max), (1, 1024, took, took));
+        assert_eq!((top.totals(), middle.totals()), (base.totals(), base.totals()));
+        base.done_in_place(Op::Read, 512, begin(), None);
+        assert_eq!((base.totals().read.ops, middle.totals().read.ops), (1, 0), "of somebody who asked the base itself");
     }
 
     #[test]

@@ -15,7 +15,9 @@ pub fn install(reactor: usize) {
     LANE.set(reactor.min(SHARED));
 }
 
-/// What every thread has a copy of, each in cache lines of its own.
+/// Copies of something, each in cache lines of its own: one for each reactor, and one for everybody else.
+///
+/// What has them belongs to one engine: reactors of two have the same numbers.
 #[derive(Debug, Default)]
 pub struct Lanes<T>([Lane<T>; OWN + 1]);
 

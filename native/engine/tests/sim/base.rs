@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 
-use ubi_engine::bdev::{BaseIdentity, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
+use ubi_engine::bdev::{Above, BaseIdentity, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::sys::buf::{IoBuf, IoData};
 
@@ -109,7 +109,7 @@ pub struct SimBase {
     info: BdevInfo,
     identity: BaseIdentity,
     state: Mutex<State>,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl SimBase {
@@ -119,7 +119,7 @@ impl SimBase {
             info: setting.info(),
             identity: setting.identity(),
             state: Mutex::new(state),
-            stat: Arc::default(),
+            stat: IoStat::default(),
         })
     }
 
@@ -236,7 +236,7 @@ impl SimBase {
         let (cache, durable) = (content.to_vec(), before.durable.clone());
         let (time, version, inline_writes) = (before.time, before.version + 1, before.inline_writes);
         let state = State { cache, durable, landed, time, version, inline_writes, ..State::default() };
-        let (info, identity, stat) = (self.info.clone(), self.identity, Arc::default());
+        let (info, identity, stat) = (self.info.clone(), self.identity, IoStat::default());
         Arc::new(Self { info, identity, state: Mutex::new(state), stat })
     }
 
@@ -325,7 +325,7 @@ impl Bdev for SimBase {
         &self.info
     }
 
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         let slots = self.slots(offset, buf.len() as u64);
         let state = self.state();
         state.takes_inline.then(|| {
@@ -334,7 +334,7 @@ impl Bdev for SimBase {
         })
     }
 
-    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, offset: u64, data: &[u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         let slots = self.slots(offset, data.len() as u64);
         let mut state = self.state();
         state.takes_inline.then(|| {
@@ -396,7 +396,7 @@ impl Bdev for SimBase {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }

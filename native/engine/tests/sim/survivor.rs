@@ -28,7 +28,7 @@ pub struct Disk {
     info: BdevInfo,
     identity: BaseIdentity,
     tags: Mutex<Vec<Tag>>,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl Disk {
@@ -93,7 +93,7 @@ pub struct Opened {
 impl Survivors {
     pub fn new(setting: &Arc<Setting>) -> Self {
         let (info, identity) = (setting.info(), setting.identity());
-        let disk = Disk { info, identity, tags: Mutex::default(), stat: Arc::default() };
+        let disk = Disk { info, identity, tags: Mutex::default(), stat: IoStat::default() };
         Self { setting: Arc::clone(setting), disk: Arc::new(disk), image: SimImage::new(setting, None) }
     }
 
@@ -234,7 +234,7 @@ impl Bdev for Disk {
         ready(Ok(()))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }

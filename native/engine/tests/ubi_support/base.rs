@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ubi_engine::bdev::{Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
+use ubi_engine::bdev::{Above, Bdev, BdevInfo, IoStat, LocalFuture, Survives, ZeroFlags};
 use ubi_engine::error::{Error, ErrorKind, Result};
 use ubi_engine::reactor::exec;
 use ubi_engine::reactor::sync::Promise;
@@ -69,7 +69,7 @@ struct State {
 pub struct MemBase {
     info: BdevInfo,
     state: Mutex<State>,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl MemBase {
@@ -102,7 +102,7 @@ impl MemBase {
         change(&mut info);
         let content = Pages::new(&content);
         let state = State { stable: content.clone(), content, ..State::default() };
-        Arc::new(Self { info, state: Mutex::new(state), stat: Arc::default() })
+        Arc::new(Self { info, state: Mutex::new(state), stat: IoStat::default() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -181,7 +181,7 @@ impl MemBase {
         }
         let next_id = state.next_id;
         let state = State { content, stable, unsynced, next_id, ..State::default() };
-        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: Arc::default() })
+        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
     }
 
     /// What a power cut leaves: what was flushed, and any sectors of what was not.
@@ -197,7 +197,7 @@ impl MemBase {
             }
         }
         let state = State { stable: content.clone(), content, ..State::default() };
-        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: Arc::default() })
+        Arc::new(Self { info: self.info.clone(), state: Mutex::new(state), stat: IoStat::default() })
     }
 
     /// Log an operation, wait while it is held, fail it if that is its lot.
@@ -307,7 +307,7 @@ impl Bdev for MemBase {
         &self.info
     }
 
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         self.check(offset, buf.len() as u64);
         let mut state = self.state();
         if state.random.as_mut().is_none_or(|(random, _)| random.one_in(2)) {
@@ -319,7 +319,7 @@ impl Bdev for MemBase {
         Some(Ok(()))
     }
 
-    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, offset: u64, data: &[u8], _above: Option<&Above<'_>>) -> Option<Result<()>> {
         self.check(offset, data.len() as u64);
         let mut state = self.state();
         if state.random.as_mut().is_none_or(|(random, _)| random.one_in(2)) {
@@ -378,7 +378,7 @@ impl Bdev for MemBase {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }

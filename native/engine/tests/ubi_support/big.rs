@@ -15,7 +15,7 @@ pub struct BigBase {
     info: BdevInfo,
     area: Mutex<Vec<u8>>,
     metadata_writes: Mutex<Vec<Range<u64>>>,
-    stat: Arc<IoStat>,
+    stat: IoStat,
 }
 
 impl BigBase {
@@ -23,7 +23,7 @@ impl BigBase {
         let info = MemBase::new(512, 512).info().clone();
         info.num_blocks.set((DATA + volume_bytes) / 512);
         let metadata_writes = Mutex::default();
-        Arc::new(Self { info, area: Mutex::new(area), metadata_writes, stat: Arc::default() })
+        Arc::new(Self { info, area: Mutex::new(area), metadata_writes, stat: IoStat::default() })
     }
 
     /// The metadata area.
@@ -81,7 +81,7 @@ impl Bdev for BigBase {
         done()
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.stat
     }
 }

@@ -46,7 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::extent::Extent;
-use super::stat::{self, Op};
+use super::stat::{self, Above, Op};
 use super::{Bdev, BdevInfo, IoStat, Lent, LocalFuture, PartialRead, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::events::{Events, Level};
@@ -141,7 +141,6 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         survives: if options.no_sync { survives.min(Survives::Process) } else { survives },
         ..base.info().clone()
     };
-    let stat = Arc::new(IoStat::over(base.iostat()));
     let volume = Volume {
         options,
         info,
@@ -153,7 +152,7 @@ pub async fn open(base: Arc<dyn Bdev>, image: Arc<dyn Image>, options: UbiOption
         rounds: flush::Rounds::new(area, unpublished, found),
         standing: standing::Standing::new(superblocks, recovery, map.map(|continued| continued.map)),
         counters: status::Counters::default(),
-        stat,
+        stat: Arc::default(),
         tasks: volume::Tasks::default(),
         closing: AtomicBool::new(false),
     };
@@ -195,8 +194,13 @@ impl UbiBdev {
         Ok(())
     }
 
-    /// Where the base has a range that may be read there. What is carried out there in place is counted there
-    /// (`IoStat::over`).
+    /// This bdev, for whoever counts a request that comes through it.
+    #[inline]
+    fn layer<'a>(&'a self, above: Option<&'a Above<'a>>) -> Above<'a> {
+        Above { stat: &self.volume.stat, above }
+    }
+
+    /// Where the base has a range that may be read there.
     #[inline]
     fn for_reads(&self, offset: u64, len: u64) -> Option<(&dyn Bdev, u64)> {
         let volume = &*self.volume;
@@ -204,7 +208,7 @@ impl UbiBdev {
         may.then(|| (&*volume.base, volume.geometry.on_base(offset)))
     }
 
-    /// Where the base has a range that may be written there; counted as what is read.
+    /// Where the base has a range that may be written there, and acknowledged from there.
     #[inline]
     fn for_writes(&self, offset: u64, len: u64) -> Option<(&dyn Bdev, u64)> {
         let may = len != 0 && self.is_known(offset, offset + len);
@@ -229,36 +233,36 @@ impl Bdev for UbiBdev {
     }
 
     #[inline]
-    fn try_read(&self, offset: u64, buf: &mut [u8]) -> Option<Result<()>> {
+    fn try_read(&self, offset: u64, buf: &mut [u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         let (base, at) = self.for_reads(offset, buf.len() as u64)?;
-        base.try_read(at, buf)
+        base.try_read(at, buf, Some(&self.layer(above)))
     }
 
     #[inline]
-    fn try_write(&self, offset: u64, data: &[u8]) -> Option<Result<()>> {
+    fn try_write(&self, offset: u64, data: &[u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
         let (base, at) = self.for_writes(offset, data.len() as u64)?;
-        base.try_write(at, data)
+        base.try_write(at, data, Some(&self.layer(above)))
     }
 
     #[inline]
-    fn try_read_sg(&self, offset: u64, target: &SgList) -> Option<Result<()>> {
+    fn try_read_sg(&self, offset: u64, target: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let (base, at) = self.for_reads(offset, target.len() as u64)?;
-        base.try_read_sg(at, target)
+        base.try_read_sg(at, target, Some(&self.layer(above)))
     }
 
     #[inline]
-    fn try_write_sg(&self, offset: u64, source: &SgList) -> Option<Result<()>> {
+    fn try_write_sg(&self, offset: u64, source: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let (base, at) = self.for_writes(offset, source.len() as u64)?;
-        base.try_write_sg(at, source)
+        base.try_write_sg(at, source, Some(&self.layer(above)))
     }
 
     fn takes_pipe(&self, offset: u64, len: usize) -> bool {
         self.for_writes(offset, len as u64).is_some_and(|(base, at)| base.takes_pipe(at, len))
     }
 
-    fn try_write_pipe(&self, offset: u64, pipe: &Pipe) -> Option<Result<()>> {
+    fn try_write_pipe(&self, offset: u64, pipe: &Pipe, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let (base, at) = self.for_writes(offset, pipe.len() as u64)?;
-        base.try_write_pipe(at, pipe)
+        base.try_write_pipe(at, pipe, Some(&self.layer(above)))
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {
@@ -382,7 +386,7 @@ impl Bdev for UbiBdev {
         })
     }
 
-    fn iostat(&self) -> &Arc<IoStat> {
+    fn iostat(&self) -> &IoStat {
         &self.volume.stat
     }
 

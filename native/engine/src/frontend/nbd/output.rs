@@ -84,7 +84,7 @@ impl Output {
         self.replies >= BATCH_REPLIES || self.batch.len() + self.queued_bytes >= BATCH_BYTES
     }
 
-    /// Whether the reply that has just ended was the middle one of a batch.
+    /// Whether half of a batch waits, and not more.
     pub fn is_batch_half_full(&self) -> bool {
         self.replies == BATCH_REPLIES / 2
     }

@@ -271,6 +271,30 @@ mod tests {
     }
 
     #[test]
+    fn the_first_lock_waits_for_changes_that_began_without_one_on_any_reactor() {
+        let locks = Arc::new(RangeLocks::default());
+        let (began, has_begun) = std::sync::mpsc::channel();
+        let (end, may_end) = std::sync::mpsc::channel();
+        let other = Arc::clone(&locks);
+        let reactor = std::thread::spawn(move || {
+            crate::reactor::lane::install(3);
+            let change = other.try_unlocked().expect("nobody needs locks yet");
+            began.send(()).expect("the test waits");
+            may_end.recv().expect("the test says when");
+            drop(change);
+        });
+        has_begun.recv().expect("it has begun");
+        block_on(async move {
+            let waited = exec::race(locks.use_from_now_on(), exec::sleep(Duration::from_millis(20))).await;
+            assert!(matches!(waited, exec::Either::Right(())), "a change is under way");
+            assert!(locks.try_unlocked().is_none(), "and none begins");
+            end.send(()).expect("it waits");
+            locks.use_from_now_on().await;
+        });
+        reactor.join().expect("the other reactor");
+    }
+
+    #[test]
     fn an_overlapping_range_waits_and_another_does_not() {
         block_on(async {
             let locks = RangeLocks::default();

@@ -264,7 +264,7 @@ impl Target<'_> {
         if request.data_len > INLINE_BYTES || !self.memory.find_pieces(&request.data, pieces) {
             return Ok(Tried::Later);
         }
-        match self.bdev.try_read_sg(offset, pieces) {
+        match self.bdev.try_read_sg(offset, pieces, None) {
             Some(read) => self.unless_gone(read).map(|()| Tried::Done(Outcome::full(request))),
             None => Ok(Tried::Later),
         }
@@ -276,7 +276,7 @@ impl Target<'_> {
         if self.write_through || request.data_len > INLINE_BYTES || !self.memory.find_pieces(&request.data, pieces) {
             return Ok(Tried::Later);
         }
-        match self.bdev.try_write_sg(offset, pieces) {
+        match self.bdev.try_write_sg(offset, pieces, None) {
             Some(written) => self.unless_gone(written).map(|()| Tried::Done(Outcome::OK)),
             None => Ok(Tried::Later),
         }

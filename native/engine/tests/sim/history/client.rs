@@ -18,7 +18,7 @@ fn bytes(sectors: usize) -> u64 {
 /// Read sectors.
 pub async fn read(volume: &Arc<UbiBdev>, range: Range<usize>) -> Result<Vec<Tag>> {
     let mut buf = IoBuf::zeroed(range.len() * SECTOR);
-    match volume.try_read(bytes(range.start), &mut buf) {
+    match volume.try_read(bytes(range.start), &mut buf, None) {
         Some(result) => result?,
         None => buf = volume.read(bytes(range.start), buf.len()).await?,
     }
@@ -32,7 +32,7 @@ pub async fn carry_out(volume: &Arc<UbiBdev>, index: usize, request: Request) ->
             let mut buf = IoBuf::new(range.len() * SECTOR);
             let tags: Vec<Tag> = range.clone().map(|sector| Tag::written(index, sector)).collect();
             Tag::fill_all(&tags, &mut buf);
-            let inline = if fua { None } else { volume.try_write(bytes(range.start), &buf) };
+            let inline = if fua { None } else { volume.try_write(bytes(range.start), &buf, None) };
             match inline {
                 Some(result) => result,
                 None => volume.write(bytes(range.start), IoData::new(buf), fua).await,

@@ -61,7 +61,7 @@ impl Connection {
             return None;
         }
         let _change = self.export().locks.try_unlocked()?;
-        self.bdev.try_write(request.offset, payload)
+        self.bdev.try_write(request.offset, payload, None)
     }
 
     fn permit(&self, bytes: usize) -> std::result::Result<Permit, Cut> {
@@ -99,7 +99,7 @@ impl Connection {
         let start = batch.len();
         self.read_header(batch, request);
         let payload = batch.space(len);
-        match self.bdev.try_read(request.offset, payload) {
+        match self.bdev.try_read(request.offset, payload, None) {
             Some(Ok(())) => {
                 if self.structured() && is_zero(payload) {
                     batch.truncate(start);

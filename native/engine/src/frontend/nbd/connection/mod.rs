@@ -46,7 +46,7 @@ const DRAIN_TIME: Duration = Duration::from_secs(3);
 /// Receives in a row after which other tasks get a turn, whether they ask or not.
 const TURN: u32 = 8;
 /// Memory of replies that a client has not taken, bytes, from which on it is busy for longer than the next ones take to
-/// get to it: two of 4 KiB.
+/// get to it: four of 4 KiB, one a message, with what the kernel adds to each.
 const UNTAKEN_MIN: usize = 16 << 10;
 
 /// Serve `socket` to its end. Whatever the client does, only its own connection ends (INV-9).
@@ -386,15 +386,20 @@ impl Connection {
     }
 
     /// Receive more before a few replies are sent to a client that has not taken the last ones yet: they would only lie
-    /// there, and one large message costs both sides less than many small ones. False: nothing more has come, or they
-    /// have waited for long enough.
+    /// there, and one large message costs both sides less than many small ones. False: nothing more has come, it is the
+    /// turn of others, or a request has come in part, and nobody knows when the rest does.
     fn gather(&self, receive: &mut Receive) -> bool {
-        if !self.is_quiet() || self.stream.is_encrypted() || !self.output.borrow().has_few_replies() {
+        let turn = self.turn.get() + 1;
+        let may = turn < TURN && receive.data().is_empty() && self.is_quiet() && !self.stream.is_encrypted();
+        if !may || !self.output.borrow().has_few_replies() {
             return false;
         }
         let is_busy = || self.stream.has_untaken(UNTAKEN_MIN);
         match socket_io::spin_while(is_busy, || receive.try_fill(&self.stream)) {
-            Some(Ok(count)) if count > 0 => self.note_received(Ok(count)),
+            Some(Ok(count)) if count > 0 => {
+                self.turn.set(turn);
+                self.note_received(Ok(count))
+            }
             _ => false, // an end is found again by who receives next
         }
     }

@@ -117,7 +117,7 @@ impl Connection {
 
     fn write_pipe_in_place(&self, request: &Request, pipe: &Pipe) -> Option<Result<()>> {
         let _change = self.export().locks.try_unlocked()?;
-        self.bdev.try_write_pipe(request.offset, pipe)
+        self.bdev.try_write_pipe(request.offset, pipe, None)
     }
 
     /// Receive the rest of a payload into its buffer, of which `filled` bytes are there, then carry out or start the write.
