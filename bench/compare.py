@@ -24,7 +24,7 @@ class Plan:
         seconds: of each sample.
         rounds: samples of each server in each cell; the servers take turns.
         parts: runs that make a sample, in shares of its time. Our daemon gives each connection to another reactor, and
-            neither reactors nor CPUs are alike: what compares it with itself has a part for each.
+            neither reactors nor CPUs are alike: what compares it with itself has, as a rule, a part for each.
         host: keeps disturbed runs out.
     """
 

@@ -135,8 +135,8 @@ class Files:
 
     def write(self) -> None:
         """Make them, with the same content."""
-        for path in (self.shared, self.image, self.bare):
-            write_image(path, self.size_bytes)
+        write_image(self.shared, self.size_bytes)
+        write_image(self.image, self.size_bytes)
         with self.base.open("wb") as file:
             file.truncate(self.size_bytes + UBI_METADATA_BYTES)
 
@@ -165,7 +165,7 @@ def _overlay(process: Process) -> Path:
 
 
 class Ours:
-    """A volume whose every stripe is present, in a daemon of its own, and a bare bdev such as its base is."""
+    """A volume whose every stripe is present, in a daemon of its own."""
 
     def __init__(self, daemon: Daemon, files: Files) -> None:
         """Make the volume and write all of it."""
@@ -175,17 +175,17 @@ class Ours:
         daemon.export(_VOLUME)
         run(["nbdcopy", "--allocated", str(files.image), self.volume.uri])
         daemon.check_all_present(_VOLUME)
-        daemon.create_aio(_BARE, files.bare, files.cache)
-        daemon.export(_BARE)
 
     @property
     def volume(self) -> Target:
         """The volume."""
         return Target(OURS, self._daemon.process, self._daemon.nbd_socket, _VOLUME, self._files.base)
 
-    @property
-    def bare(self) -> Target:
-        """The bare bdev."""
+    def start_bare(self) -> Target:
+        """Export a bare bdev such as the volume's base is, with the same content."""
+        write_image(self._files.bare, self._files.size_bytes)
+        self._daemon.create_aio(_BARE, self._files.bare, self._files.cache)
+        self._daemon.export(_BARE)
         return Target(OURS_BARE, self._daemon.process, self._daemon.nbd_socket, _BARE, self._files.bare)
 
 
@@ -193,7 +193,7 @@ def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) 
     if not {OURS, OURS_BARE} & set(names):
         return []
     ours = Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
-    return [target for target in (ours.volume, ours.bare) if target.name in names]
+    return [ours.volume] * (OURS in names) + ([ours.start_bare()] if OURS_BARE in names else [])
 
 
 @contextmanager
