@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from statistics import mean, median
@@ -33,6 +33,11 @@ class Plan:
     parts: int = 1
     host: Host = field(default_factory=Host)
 
+    @property
+    def warm_up_s(self) -> float:
+        """How long a server is under load before it is measured."""
+        return min(WARM_UP_S, self.seconds)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -48,10 +53,9 @@ class Result:
         return _together(median, self.samples)
 
 
-def _together(how: Callable[[Iterable[float]], float], samples: Iterable[Sample]) -> Sample:
+def _together(how: Callable[[Iterable[float]], float], samples: Sequence[Sample]) -> Sample:
     """One figure for those of several samples, of each kind."""
-    samples = tuple(samples)
-    return Sample(**{one.name: how([getattr(sample, one.name) for sample in samples]) for one in fields(Sample)})
+    return Sample(**{one.name: how(getattr(sample, one.name) for sample in samples) for one in fields(Sample)})
 
 
 def compare(clients: Clients, targets: list[Target], cells: list[Cell], plan: Plan) -> list[Result]:
@@ -65,7 +69,7 @@ def _compare_cell(clients: Clients, targets: list[Target], cell: Cell, plan: Pla
     for turn in range(plan.rounds):
         for target in targets if turn % 2 == 0 else reversed(targets):
             progress(f"{cell}: round {turn + 1} of {plan.rounds}, {target.name}")
-            clients.run(target, cell, min(WARM_UP_S, plan.seconds))
+            clients.run(target, cell, plan.warm_up_s)
             run = partial(_run, clients, target, cell, plan.seconds / plan.parts)
             parts = [plan.host.undisturbed(run) for _ in range(plan.parts)]
             samples[target.name].append(_together(mean, parts))

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, TypeAlias
 
-from bench.compare import WARM_UP_S, Plan, progress
+from bench.compare import Plan, progress
 from bench.daemon import UBI_METADATA_BYTES, Daemon
 from bench.load import Cell, Client, Clients, Pattern, run_fio
 from bench.report import number, table, verdict
@@ -68,10 +68,10 @@ def _measure(clients: Clients, targets: list[Target], file: Path, cell: Cell, pl
     bare = replace(cell, client="fio", queue_depth=FILE_DEPTH)
     for turn in range(plan.rounds):
         progress(f"{cell}: round {turn + 1} of {plan.rounds}")
-        run_fio([], engine, FILE, bare, min(WARM_UP_S, plan.seconds))
+        run_fio([], engine, FILE, bare, plan.warm_up_s)
         rates[FILE].append(plan.host.undisturbed(partial(run_fio, [], engine, FILE, bare, plan.seconds)).iops)
         for target in targets:
-            clients.run(target, cell, min(WARM_UP_S, plan.seconds))
+            clients.run(target, cell, plan.warm_up_s)
             sample = plan.host.undisturbed(partial(clients.run, target, cell, plan.seconds))
             rates[target.name].append(sample.iops)
     progress("")

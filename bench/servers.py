@@ -179,21 +179,27 @@ class Ours:
     @property
     def volume(self) -> Target:
         """The volume."""
-        return Target(OURS, self._daemon.process, self._daemon.nbd_socket, _VOLUME, self._files.base)
+        return self._target(OURS, _VOLUME, self._files.base)
 
     def start_bare(self) -> Target:
         """Export a bare bdev such as the volume's base is, with the same content."""
         write_image(self._files.bare, self._files.size_bytes)
         self._daemon.create_aio(_BARE, self._files.bare, self._files.cache)
         self._daemon.export(_BARE)
-        return Target(OURS_BARE, self._daemon.process, self._daemon.nbd_socket, _BARE, self._files.bare)
+        return self._target(OURS_BARE, _BARE, self._files.bare)
+
+    def _target(self, name: str, export: str, file: Path) -> Target:
+        return Target(name, self._daemon.process, self._daemon.nbd_socket, export, file)
 
 
 def _start_ours(python: Path, files: Files, names: list[str], stack: ExitStack) -> list[Target]:
     if not {OURS, OURS_BARE} & set(names):
         return []
     ours = Ours(stack.enter_context(Daemon.running(python, files.folder)), files)
-    return [ours.volume] * (OURS in names) + ([ours.start_bare()] if OURS_BARE in names else [])
+    targets = [ours.volume] if OURS in names else []
+    if OURS_BARE in names:
+        targets.append(ours.start_bare())
+    return targets
 
 
 @contextmanager
