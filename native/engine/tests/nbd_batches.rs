@@ -73,16 +73,27 @@ impl Bdev for Waiting {
     }
 }
 
+/// Export such a disk as "w": what tells it to go on, and what says whether that came in time.
+fn export_waiting(server: &Server) -> (Sender<()>, Receiver<bool>) {
+    let ((go_on, wait), (tell, told)) = (channel(), channel());
+    server.export("w", Arc::new(Waiting { inner: server.malloc(512), go_on: Mutex::new(wait), told: tell }));
+    (go_on, told)
+}
+
+/// Send a read of each of the first blocks, all of them at once.
+fn send_requests(client: &mut Client) {
+    let requests: Vec<u8> =
+        (0..REQUESTS).flat_map(|block| client.request(client::READ, 0, block, block * BLOCK, BLOCK)).collect();
+    client.stream.write_all(&requests).expect("all of them at once");
+}
+
 #[test]
 fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_together() {
     for dialect in [Dialect::Simple, Dialect::Extended] {
         let server = Server::start(engines()[0]);
-        let ((go_on, wait), (tell, told)) = (channel(), channel());
-        server.export("w", Arc::new(Waiting { inner: server.malloc(512), go_on: Mutex::new(wait), told: tell }));
+        let (go_on, told) = export_waiting(&server);
         let mut client = server.connect("w", &Wish::new(dialect));
-        let requests: Vec<u8> =
-            (0..REQUESTS).flat_map(|block| client.request(client::READ, 0, block, block * BLOCK, BLOCK)).collect();
-        client.stream.write_all(&requests).expect("all of them at once");
+        send_requests(&mut client);
         for block in 0..HALF {
             assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block, "{dialect:?}");
         }
@@ -97,16 +108,13 @@ fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_t
 #[test]
 fn a_client_that_has_replies_left_to_take_gets_no_half_of_many() {
     let server = Server::start(engines()[0]);
-    let ((go_on, wait), (tell, told)) = (channel(), channel());
-    server.export("w", Arc::new(Waiting { inner: server.malloc(512), go_on: Mutex::new(wait), told: tell }));
+    let (go_on, told) = export_waiting(&server);
     let mut client = server.connect("w", &Wish::new(Dialect::Simple));
     client.send(client::READ, 0, 99, 0, BLOCK, &[]);
     let mut first = vec![0; 16 + BLOCK as usize];
     let mut taker = client.stream.try_clone().expect("another descriptor");
     taker.read_exact(&mut first[..1]).expect("the first reply is here, and not taken");
-    let requests: Vec<u8> =
-        (0..REQUESTS).flat_map(|block| client.request(client::READ, 0, block, block * BLOCK, BLOCK)).collect();
-    client.stream.write_all(&requests).expect("all of them at once");
+    send_requests(&mut client);
     taker.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     std::thread::sleep(Duration::from_millis(200));
     taker.read_exact(&mut first[1..]).expect("the rest of it");

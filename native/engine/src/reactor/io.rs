@@ -210,10 +210,7 @@ pub fn note_activity(source: u64) {
 /// and a busy machine loses nothing.
 pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let context = context();
-    let started = Instant::now();
-    if !may_spin(&context, started) {
-        return None;
-    }
+    let started = may_spin(&context)?.now;
     loop {
         if let Some(value) = attempt() {
             note_success(&context.spin);
@@ -233,14 +230,11 @@ pub fn spin<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
 /// None: there is no time left, something else is to be done, or this has gone on for too long.
 pub fn spin_while<T>(wanted: impl Fn() -> bool, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     let context = context();
-    if context.spin.streak.get() < SPIN_STREAK || context.spin.cpus.get() < 2 {
-        return None; // known without a look at the clock
+    if context.spin.cpus.get() < 2 {
+        return None; // asked for anew by `spin`, where a look at the clock counts for less
     }
-    let mut look = Look::begin();
+    let mut look = may_spin(&context)?;
     let began = look.now;
-    if !may_spin(&context, began) {
-        return None;
-    }
     while wanted() && !exec::has_ready() && !context.has_idle_work() {
         let last = look.now;
         while look.now.duration_since(last) < GATHER_PAUSE {
@@ -260,11 +254,13 @@ pub fn spin_while<T>(wanted: impl Fn() -> bool, mut attempt: impl FnMut() -> Opt
     None
 }
 
-fn may_spin(context: &Context, now: Instant) -> bool {
-    context.spin.streak.get() >= SPIN_STREAK
-        && context.backend.ops_in_flight() == 0
-        && is_spare(context, now)
-        && !exec::has_ready()
+/// The first look at the clock of who may look for requests in place.
+fn may_spin(context: &Context) -> Option<Look> {
+    if context.spin.streak.get() < SPIN_STREAK || context.backend.ops_in_flight() > 0 {
+        return None;
+    }
+    let look = Look::begin();
+    (is_spare(context, look.now) && !exec::has_ready()).then_some(look)
 }
 
 /// Whether this thread may keep a CPU busy: nobody else of ours works, and the last looks were worth it.

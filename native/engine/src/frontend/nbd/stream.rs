@@ -143,14 +143,9 @@ impl Stream {
         self.tls.borrow_mut().as_mut().map_or(Ok(true), |tls| tls.flush())
     }
 
-    /// Whether the client has at least so many bytes of memory left to take. Over a network nobody knows: false.
-    pub fn has_untaken(&self, bytes: usize) -> bool {
-        self.is_local && self.socket.unreceived() >= bytes
-    }
-
-    /// Whether the client has taken all that was sent to it. Over a network nobody knows: false.
-    pub fn is_all_taken(&self) -> bool {
-        self.is_local && self.socket.unreceived() == 0
+    /// Memory of what was sent that the client has not taken yet, bytes. Over a network nobody knows: None.
+    pub fn untaken(&self) -> Option<usize> {
+        self.is_local.then(|| self.socket.unreceived())
     }
 
     /// Whether TLS holds something back that the socket did not take yet.

@@ -264,7 +264,7 @@ impl Connection {
         if self.blocked.get() {
             return output.is_over_high_water();
         }
-        output.is_batch_full() || output.is_batch_half_full() && self.stream.is_all_taken()
+        output.is_batch_full() || output.is_batch_half_full() && self.stream.untaken() == Some(0)
     }
 
     /// A payload beyond every limit: the error is the last thing that the client hears.
@@ -394,7 +394,7 @@ impl Connection {
         if !may || !self.output.borrow().has_few_replies() {
             return false;
         }
-        let is_busy = || self.stream.has_untaken(UNTAKEN_MIN);
+        let is_busy = || self.stream.untaken().is_some_and(|bytes| bytes >= UNTAKEN_MIN);
         match socket_io::spin_while(is_busy, || receive.try_fill(&self.stream)) {
             Some(Ok(count)) if count > 0 => {
                 self.turn.set(turn);
