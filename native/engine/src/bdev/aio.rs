@@ -6,27 +6,22 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::extent::{Extent, ExtentList, ExtentState};
-use super::stat::{self, Above, Began, LentReads, Op};
+use super::inline::InlineWrites;
+use super::stat::{self, Above, LentReads, Op};
 use super::{BaseIdentity, Bdev, BdevInfo, IoStat, LEND_MIN, Lent, LocalFuture, Survives, ZeroFlags};
 use crate::error::{Error, ErrorKind, Result};
 use crate::reactor::{offload, ops};
 use crate::sys::buf::{IoBuf, IoData};
 use crate::sys::file::{FallocateMode, OpenOptions, StorageFile};
+use crate::sys::lock;
 use crate::sys::pipe::Pipe;
 use crate::sys::sg_list::SgList;
-use crate::sys::{clock, lock};
 
 /// Largest block size that any frontend can announce, bytes.
 const MAX_BLOCK_SIZE: u32 = 65536;
-/// Largest write that is carried out inline; above, the copy itself would hold up the reactor.
-const INLINE_WRITE_MAX: usize = 256 << 10;
-/// An inline write that takes longer has blocked: the volume uses the ring for a while.
-const INLINE_WRITE_SLOW: Duration = Duration::from_millis(1);
-const INLINE_WRITE_REST_MS: u64 = 50;
 /// One piece of a zero fill where the file system cannot zero by itself.
 const ZERO_PIECE: usize = 1 << 20;
 /// Most that one prefetch request reads.
@@ -69,10 +64,7 @@ pub struct AioBdev {
     /// Of each piece of memory, bytes.
     length_align: usize,
     stat: Arc<IoStat>,
-    /// Milliseconds since `opened` until which writes do not go inline.
-    inline_rest_until: AtomicU64,
-    opened: Instant,
-    inline_write_slow_ticks: u64,
+    inline_writes: InlineWrites,
 }
 
 impl AioBdev {
@@ -127,9 +119,7 @@ impl AioBdev {
             memory_align: align.map_or(1, |align| align.memory.max(1) as usize),
             length_align: align.map_or(1, |align| align.offset.max(1) as usize),
             stat: Arc::default(),
-            inline_rest_until: AtomicU64::new(0),
-            opened: Instant::now(),
-            inline_write_slow_ticks: clock::about(INLINE_WRITE_SLOW),
+            inline_writes: InlineWrites::new(),
         })
     }
 
@@ -138,38 +128,31 @@ impl AioBdev {
         lock::opened_elsewhere(&self.file)
     }
 
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
+    /// Whether a write should be tried in place, now.
     fn may_write_inline(&self, len: usize) -> bool {
-        if !self.inline || len > INLINE_WRITE_MAX {
-            return false;
-        }
-        match self.inline_rest_until.load(Ordering::Relaxed) {
-            0 => true,
-            until if self.elapsed_ms() >= until => {
-                self.inline_rest_until.store(0, Ordering::Relaxed);
-                true
-            }
-            _ => false,
-        }
+        self.inline && self.inline_writes.may(len)
     }
 
-    /// Count a write that was tried in place. A short or failed one is repeated as a whole: the same place once more.
-    fn written_inline(
+    /// Carry out and count a write in place. A short or failed one is repeated as a whole: the same place once more.
+    fn write_inline(
         &self,
-        written: std::io::Result<usize>,
         len: usize,
-        began: Began,
         above: Option<&Above<'_>>,
+        write: impl FnOnce() -> std::io::Result<usize>,
     ) -> Option<Result<()>> {
-        if written.ok()? != len {
+        if !self.may_write_inline(len) {
+            return None;
+        }
+        if !self.in_memory {
+            self.inline_writes.begin();
+        }
+        let began = stat::begin();
+        if write().ok()? != len {
             return None;
         }
         let took = self.stat.done_in_place(Op::Write, len as u64, began, above);
-        if !self.in_memory && took > self.inline_write_slow_ticks {
-            self.inline_rest_until.store(self.elapsed_ms() + INLINE_WRITE_REST_MS, Ordering::Relaxed);
+        if !self.in_memory {
+            self.inline_writes.end(took);
         }
         Some(Ok(()))
     }
@@ -240,11 +223,7 @@ impl Bdev for AioBdev {
     }
 
     fn try_write(&self, offset: u64, data: &[u8], above: Option<&Above<'_>>) -> Option<Result<()>> {
-        if !self.may_write_inline(data.len()) {
-            return None;
-        }
-        let began = stat::begin();
-        self.written_inline(self.file.pwrite(data, offset, false), data.len(), began, above)
+        self.write_inline(data.len(), above, || self.file.pwrite(data, offset, false))
     }
 
     fn try_read_sg(&self, offset: u64, target: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
@@ -260,11 +239,7 @@ impl Bdev for AioBdev {
     }
 
     fn try_write_sg(&self, offset: u64, source: &SgList, above: Option<&Above<'_>>) -> Option<Result<()>> {
-        if !self.may_write_inline(source.len()) {
-            return None;
-        }
-        let began = stat::begin();
-        self.written_inline(self.file.pwritev(source, offset, false), source.len(), began, above)
+        self.write_inline(source.len(), above, || self.file.pwritev(source, offset, false))
     }
 
     fn takes_pipe(&self, _offset: u64, len: usize) -> bool {
@@ -273,11 +248,7 @@ impl Bdev for AioBdev {
 
     fn try_write_pipe(&self, offset: u64, pipe: &Pipe, above: Option<&Above<'_>>) -> Option<Result<()>> {
         let len = pipe.len();
-        if !self.may_write_inline(len) {
-            return None;
-        }
-        let began = stat::begin();
-        self.written_inline(pipe.drain_to(&self.file, offset).map(|()| len), len, began, above)
+        self.write_inline(len, above, || pipe.drain_to(&self.file, offset).map(|()| len))
     }
 
     fn read_sg(&self, offset: u64, target: SgList) -> Option<LocalFuture<'_, Result<()>>> {

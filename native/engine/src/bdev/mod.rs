@@ -7,6 +7,7 @@
 
 pub mod aio;
 pub mod extent;
+mod inline;
 pub mod malloc;
 pub mod null;
 pub mod stat;

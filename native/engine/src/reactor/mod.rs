@@ -3,6 +3,7 @@
 //! A reactor sleeps in the kernel when it has nothing to do. Other threads reach it through its [`Handle`].
 
 pub mod backend;
+pub mod blocking;
 pub mod exec;
 pub mod give_way;
 pub mod io;
@@ -307,6 +308,7 @@ impl Reactor {
         let may_sleep = !self.exec.has_ready() && !self.backend.has_completions() && !self.is_done();
         if may_sleep {
             self.awake.fetch_sub(1, Ordering::Relaxed);
+            blocking::note_sleep();
             self.backend.wait(timeout);
             self.awake.fetch_add(1, Ordering::Relaxed);
         }

@@ -32,11 +32,20 @@ pub fn affinity_count() -> usize {
 
 /// How often the calling thread was put aside although it wanted to run.
 pub fn involuntary_switches() -> i64 {
+    thread_usage().ru_nivcsw
+}
+
+/// How often the calling thread has waited for something in the kernel: itself, or because a call blocked.
+pub fn voluntary_switches() -> i64 {
+    thread_usage().ru_nvcsw
+}
+
+fn thread_usage() -> libc::rusage {
     // SAFETY: all-zero bytes are a valid rusage, a plain structure of integers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `usage` is valid for writes.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
-    if result < 0 { 0 } else { usage.ru_nivcsw }
+    // SAFETY: `usage` is valid for writes. The call fails for nothing but a wrong argument, and leaves zeros then.
+    unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    usage
 }
 
 /// Tell the kernel that the process does I/O for others while memory is short (PR_SET_IO_FLUSHER).
