@@ -90,7 +90,7 @@ fn send_requests(client: &mut Client) {
 #[test]
 fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_together() {
     for dialect in [Dialect::Simple, Dialect::Extended] {
-        let server = Server::start(engines()[0]);
+        let server = Server::with_reactors(engines()[0], 1); // of two, both may be busy
         let (go_on, told) = export_waiting(&server);
         let mut client = server.connect("w", &Wish::new(dialect));
         send_requests(&mut client);
@@ -107,7 +107,7 @@ fn a_client_with_nothing_to_do_gets_half_of_many_replies_while_the_rest_is_put_t
 
 #[test]
 fn a_client_that_has_replies_left_to_take_gets_no_half_of_many() {
-    let server = Server::start(engines()[0]);
+    let server = Server::with_reactors(engines()[0], 1);
     let (go_on, told) = export_waiting(&server);
     let mut client = server.connect("w", &Wish::new(Dialect::Simple));
     client.send(client::READ, 0, 99, 0, BLOCK, &[]);

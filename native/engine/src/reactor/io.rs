@@ -203,6 +203,17 @@ pub fn note_activity(source: u64) {
     }
 }
 
+/// Whether who is sent something may have a CPU to use it at once: not every CPU has a reactor that works.
+pub fn leaves_a_cpu() -> bool {
+    let context = context();
+    are_fewer(context.awake.load(Ordering::Relaxed), context.spin.cpus.get())
+}
+
+/// Whether `awake` reactors, one at least, leave one of `cpus` to others. Of a single CPU nobody can.
+fn are_fewer(awake: usize, cpus: usize) -> bool {
+    awake < cpus.max(2)
+}
+
 /// Call `attempt` in place until it gives something, for at most 50 µs.
 ///
 /// Only while nothing else wants this thread: one reactor awake, one source active, no storage in flight, a
@@ -494,6 +505,12 @@ mod tests {
             })
         });
         run.expect("a result");
+    }
+
+    #[test]
+    fn a_cpu_is_left_while_fewer_reactors_work_than_there_are() {
+        assert!(are_fewer(1, 1) && are_fewer(1, 2) && are_fewer(3, 4));
+        assert!(!are_fewer(2, 1) && !are_fewer(2, 2) && !are_fewer(4, 4));
     }
 
     #[test]

@@ -39,8 +39,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(io_engine: IoEngine) -> Self {
+        Self::with_reactors(io_engine, 2)
+    }
+
+    pub fn with_reactors(io_engine: IoEngine, reactors: usize) -> Self {
         let options =
-            EngineOptions { cpus: Vec::new(), reactors: 2, io_engine: Some(io_engine), memory_budget_bytes: 64 << 20 };
+            EngineOptions { cpus: Vec::new(), reactors, io_engine: Some(io_engine), memory_budget_bytes: 64 << 20 };
         let engine = Engine::start(&options).expect("engine");
         let dir = tempfile::tempdir().expect("tempdir");
         let listener = engine.listen_nbd_unix(&dir.path().join("s"), ListenOptions::default()).expect("listen");

@@ -257,14 +257,15 @@ impl Connection {
         Some((Request::parse(header), proto::REQUEST_BYTES))
     }
 
-    /// A full batch, or half of one for a client that has nothing to do meanwhile, or, while the socket takes nothing, as
-    /// much as may wait for it.
+    /// A full batch, or half of one for a client that has nothing to do meanwhile and may have a CPU, or, while the socket
+    /// takes nothing, as much as may wait for it.
     fn is_time_to_send(&self) -> bool {
         let output = self.output.borrow();
         if self.blocked.get() {
             return output.is_over_high_water();
         }
-        output.is_batch_full() || output.is_batch_half_full() && self.stream.untaken() == Some(0)
+        output.is_batch_full()
+            || output.is_batch_half_full() && socket_io::leaves_a_cpu() && self.stream.untaken() == Some(0)
     }
 
     /// A payload beyond every limit: the error is the last thing that the client hears.
