@@ -1,13 +1,15 @@
-//! When replies that are put together leave: a client that has nothing to do gets the first half of many early.
+//! A reactor that is kept busy: when replies that are put together leave, and what becomes of requests that came meanwhile.
 
 mod nbd_support;
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nbd_support::*;
+use ubi_engine::bdev::aio::Cache;
 use ubi_engine::bdev::{Above, Bdev, BdevInfo, IoStat, LocalFuture, ZeroFlags};
 use ubi_engine::error::Result;
 use ubi_engine::sys::buf::{IoBuf, IoData};
@@ -126,4 +128,30 @@ fn a_client_that_has_replies_left_to_take_gets_no_half_of_many() {
     for block in 0..REQUESTS {
         assert_eq!(client.reply(block * BLOCK, BLOCK).cookie, block);
     }
+}
+
+/// Its client has begun another one and left, all of it before the server looks.
+#[test]
+fn a_whole_large_write_is_carried_out_although_its_client_left_in_the_middle_of_the_next() {
+    let (large, size) = (128 * KIB, SIZE);
+    let server = Server::with_reactors(engines()[0], 1);
+    let (go_on, told) = export_waiting(&server);
+    server.export("cached", server.aio("cached", size, 512, Cache::Writeback));
+    let mut client = server.connect("cached", &Wish::new(Dialect::Simple));
+    client.write(0, &vec![1; large as usize]); // so that the next header comes alone
+    let mut busy = server.connect("w", &Wish::new(Dialect::Simple));
+    busy.send(client::READ, 0, 0, WAITS * BLOCK, BLOCK, &[]);
+    std::thread::sleep(Duration::from_millis(50));
+    let mut bytes = client.request(client::WRITE, 0, 1, large, large);
+    bytes.extend(vec![2; large as usize]);
+    bytes.extend(client.request(client::WRITE, 0, 2, 2 * large, large));
+    client.stream.write_all(&bytes).expect("a socket holds so much");
+    client.stream.shutdown(Shutdown::Write).expect("shutdown");
+    go_on.send(()).expect("the disk waits");
+    assert!(told.recv().expect("it has read"));
+    let replied = client.reply(0, 0);
+    assert_eq!((replied.cookie, replied.error), (1, 0));
+    let mut witness = server.connect("cached", &Wish::new(Dialect::Simple));
+    assert!(witness.read(large, large) == vec![2; large as usize]);
+    assert!(witness.read(2 * large, large).iter().all(|&byte| byte == 0));
 }

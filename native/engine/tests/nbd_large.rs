@@ -4,6 +4,7 @@
 mod nbd_support;
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +138,49 @@ fn a_large_write_is_answered_although_the_next_one_stops_in_its_middle() {
             let last = client.reply(0, 0);
             assert_eq!((last.cookie, last.error), (4, 0));
             assert!(client.read(0, 4 * LARGE) == pattern(1, 0, 4 * LARGE));
+        }
+    });
+}
+
+/// A write whose payload is here may wait for the header behind it, but not for what does not come, nor is it forgotten.
+#[test]
+fn a_large_write_is_carried_out_and_answered_whatever_follows_it() {
+    on_every_engine(|server| {
+        for export in exports(server) {
+            let mut witness = server.connect(export, &Wish::new(Dialect::Simple));
+            let read = witness.request(READ, 0, 2, 6 * LARGE, 512);
+            let flush = witness.request(FLUSH, 0, 2, 0, 0);
+            let large = witness.request(WRITE, 0, 2, 2 * LARGE, LARGE);
+            let fua = witness.request(WRITE, FUA, 2, 2 * LARGE, LARGE);
+            let leave = witness.request(DISC, 0, 2, 0, 0);
+            let noise = vec![0xee; 28];
+            let tails = [&[][..], &large[..1], &large[..27], &large, &fua, &read[..27], &read, &flush, &leave, &noise];
+            for (turn, tail) in (0..).zip(tails) {
+                for is_last in [false, true] {
+                    let mut client = server.connect(export, &Wish::new(Dialect::Simple));
+                    client.send(WRITE, 0, 0, 0, LARGE, &pattern(turn, 0, LARGE)); // so that the next header comes alone
+                    let mut bytes = client.request(WRITE, 0, 1, LARGE, LARGE);
+                    bytes.extend(pattern(turn, LARGE, LARGE));
+                    bytes.extend(tail);
+                    client.stream.write_all(&bytes).expect("send");
+                    if is_last {
+                        client.stream.shutdown(Shutdown::Write).expect("shutdown");
+                    }
+                    let answers_tail = tail == read || tail == flush;
+                    let mut cookies = Vec::new();
+                    for _ in 0..2 + u32::from(answers_tail) {
+                        let (cookie, error) = any_reply(&mut client, Dialect::Simple);
+                        assert_eq!(error, 0, "{export} {turn}");
+                        if cookie == 2 && tail == read {
+                            client.stream.read_exact(&mut [0; 512]).expect("data");
+                        }
+                        cookies.push(cookie);
+                    }
+                    cookies.sort_unstable();
+                    assert!(cookies.into_iter().eq(0..2 + u64::from(answers_tail)), "{export} {turn}");
+                    assert!(witness.read(0, 2 * LARGE) == pattern(turn, 0, 2 * LARGE), "{export} {turn}");
+                }
+            }
         }
     });
 }

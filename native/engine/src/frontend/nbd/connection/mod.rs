@@ -37,7 +37,7 @@ use crate::frontend::budget::{Account, Permit};
 use crate::reactor::{exec, give_way, io as socket_io};
 use crate::sys::socket::Socket;
 use nudge::Nudge;
-use payload::PayloadPipe;
+use payload::PayloadPipes;
 
 /// A client has this long to say which export it wants.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -62,6 +62,7 @@ pub async fn serve(socket: Arc<Socket>, id: u64, shared: &Arc<Shared>) {
     receive.set_header_len(connection.header_len());
     exec::spawn(Rc::clone(&connection).write_loop());
     connection.read_loop(&mut receive).await;
+    connection.carry_out_waiting();
     connection.drain().await;
     connection.stream.close();
 }
@@ -82,7 +83,7 @@ struct Connection {
     dirty: Cell<bool>,
     turn: Cell<u32>,
     /// Where large payloads wait for the file that they are meant for.
-    pipe: PayloadPipe,
+    pipes: PayloadPipes,
     /// The client has got replies and is about to send more.
     nudge: Nudge,
     writer: RefCell<Option<Waker>>,
@@ -121,7 +122,7 @@ impl Connection {
             finished: Cell::new(false),
             dirty: Cell::new(false),
             turn: Cell::new(0),
-            pipe: PayloadPipe::default(),
+            pipes: PayloadPipes::default(),
             nudge: Nudge::default(),
             writer: RefCell::new(None),
             reader: RefCell::new(None),
@@ -145,8 +146,11 @@ impl Connection {
     async fn read_loop(self: &Rc<Self>, receive: &mut Receive) {
         loop {
             let cut = self.cut_requests(receive);
-            if matches!(cut, Cut::NeedMore) && self.gather(receive) {
+            if matches!(cut, Cut::NeedMore) && (self.receive_ahead(receive) || self.gather(receive)) {
                 continue;
+            }
+            if !matches!(cut, Cut::Payload(..)) {
+                self.carry_out_waiting();
             }
             // A payload that is here already is taken first: the client has no use yet for being woken.
             if !matches!(cut, Cut::Payload(..)) || self.is_time_to_send() {

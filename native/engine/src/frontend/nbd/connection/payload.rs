@@ -1,13 +1,13 @@
 //! Large payloads of writes: into a pipe on their way to a file where the bdev takes that, else into a buffer.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::proto::Request;
 use super::super::receive::Receive;
-use super::{Connection, negotiate};
+use super::{Connection, TURN, negotiate};
 use crate::error::{Error, Result};
 use crate::frontend::budget::Permit;
 use crate::reactor::{exec, io as socket_io};
@@ -19,14 +19,30 @@ const PAYLOAD_STALL_TIME: Duration = Duration::from_secs(60);
 /// Room of a pipe, bytes; more than the largest payload that goes through it, as pages are not always full.
 const PIPE_BYTES: usize = 1 << 20;
 
-/// A connection's pipe, made when it is first wanted.
+/// A connection's two pipes, made when they are first wanted: one is filled while the payload in the other waits.
 #[derive(Default)]
-pub(super) struct PayloadPipe(OnceCell<Option<Rc<Pipe>>>);
+pub(super) struct PayloadPipes {
+    pipes: [OnceCell<Option<Rc<Pipe>>>; 2],
+    waiting: RefCell<Option<PipedWrite>>,
+}
 
-impl PayloadPipe {
-    /// The pipe; None where there can be none.
-    fn get(&self) -> Option<Rc<Pipe>> {
-        self.0.get_or_init(|| Pipe::new(PIPE_BYTES).ok().map(Rc::new)).clone()
+/// A write whose payload is in a pipe.
+struct PipedWrite {
+    request: Request,
+    pipe: Rc<Pipe>,
+    permit: Permit,
+}
+
+impl PayloadPipes {
+    /// A pipe with nothing in it; None where there is none, as a user's pipes may take only so much memory.
+    fn empty(&self) -> Option<Rc<Pipe>> {
+        let made = self.pipes.iter().map(|pipe| pipe.get_or_init(|| Pipe::new(PIPE_BYTES).ok().map(Rc::new)));
+        made.flatten().find(|pipe| pipe.is_empty()).cloned()
+    }
+
+    /// Whether a write waits whose payload is here.
+    pub(super) fn has_waiting(&self) -> bool {
+        self.waiting.borrow().is_some()
     }
 }
 
@@ -46,18 +62,23 @@ impl Connection {
         let permit = match self.account.try_take(len) {
             Some(permit) => permit,
             None => {
+                self.carry_out_waiting();
                 self.flush();
                 self.account.take(len).await
             }
         };
         let Some(pipe) = self.pipe_for(&request, have) else {
+            self.carry_out_waiting();
             let mut buf = IoBuf::new(len);
             buf[..have].copy_from_slice(receive.data());
             receive.consume(have);
             return self.fill_and_write(receive, request, buf, have, permit).await;
         };
         match self.fill_pipe(receive, &pipe, len).await {
-            Piped::All => self.write_pipe(request, &pipe, permit),
+            Piped::All => {
+                self.carry_out_waiting();
+                self.pipes.waiting.replace(Some(PipedWrite { request, pipe, permit }));
+            }
             Piped::Full => {
                 let (mut buf, piped) = (IoBuf::new(len), pipe.len());
                 if pipe.read_exact(&mut buf[..piped]).is_err() {
@@ -71,16 +92,16 @@ impl Connection {
     }
 
     /// The pipe that a write's payload should go through, None where a buffer is better or none of it is left to come.
-    fn pipe_for(&self, request: &Request, have: usize) -> Option<Rc<Pipe>> {
+    fn pipe_for(self: &Rc<Self>, request: &Request, have: usize) -> Option<Rc<Pipe>> {
         let may = have == 0 && !request.has_fua() && !self.stream.is_encrypted() && !self.is_unaligned(request);
         if !may || !self.bdev.takes_pipe(request.offset, request.length as usize) {
             return None;
         }
-        self.pipe.get()
+        self.pipes.empty().or_else(|| if self.carry_out_waiting() { self.pipes.empty() } else { None })
     }
 
     /// Receive `len` bytes into the pipe.
-    async fn fill_pipe(&self, receive: &mut Receive, pipe: &Pipe, len: usize) -> Piped {
+    async fn fill_pipe(self: &Rc<Self>, receive: &mut Receive, pipe: &Pipe, len: usize) -> Piped {
         let mut is_readable = false;
         while pipe.len() < len {
             let attempt = || receive.try_fill_pipe(&self.stream, pipe, len - pipe.len());
@@ -96,11 +117,36 @@ impl Connection {
         Piped::All
     }
 
+    /// Carry out the write whose payload waits in a pipe; whether there was one. Its answer is left to be sent.
+    ///
+    /// To copy the payload takes long: what is ready leaves first.
+    pub(super) fn carry_out_waiting(self: &Rc<Self>) -> bool {
+        let Some(PipedWrite { request, pipe, permit }) = self.pipes.waiting.take() else { return false };
+        self.flush();
+        self.write_pipe(request, &pipe, permit);
+        true
+    }
+
+    /// Receive the next request's header while a payload waits to be written: that of another one makes room for the client
+    /// to go on before the copying begins. False: there is nothing, or it is the turn of others.
+    pub(super) fn receive_ahead(&self, receive: &mut Receive) -> bool {
+        let turn = self.turn.get() + 1;
+        if !self.pipes.has_waiting() || turn >= TURN || exec::has_ready() {
+            return false;
+        }
+        match receive.try_fill(&self.stream) {
+            Some(Ok(count)) if count > 0 => {
+                self.turn.set(turn);
+                self.note_received(Ok(count))
+            }
+            _ => false, // an end is found again by who receives next
+        }
+    }
+
     /// Write what the pipe holds, in place if that can be done, else from a buffer.
     fn write_pipe(self: &Rc<Self>, request: Request, pipe: &Pipe, permit: Permit) {
         if let Some(result) = self.write_pipe_in_place(&request, pipe) {
-            self.reply(&request, &result);
-            return self.flush();
+            return self.reply(&request, &result);
         }
         let left = pipe.len();
         let written = request.length - left as u64;
@@ -142,7 +188,7 @@ impl Connection {
     }
 
     /// Receive some of a payload and what follows it; None when the client is gone or has stopped for too long.
-    async fn receive_part(&self, receive: &mut Receive, payload: &mut [u8]) -> Option<(usize, usize)> {
+    async fn receive_part(self: &Rc<Self>, receive: &mut Receive, payload: &mut [u8]) -> Option<(usize, usize)> {
         loop {
             if let Some(received) = self.receive_soon(|| receive.try_fill_payload(&self.stream, payload)) {
                 return received.ok();
@@ -154,8 +200,14 @@ impl Connection {
     }
 
     /// What is there, or comes within the time that sleeping costs: the client is about to send the rest.
-    fn receive_soon<T>(&self, mut attempt: impl FnMut() -> Option<io::Result<T>>) -> Option<io::Result<T>> {
+    fn receive_soon<T>(self: &Rc<Self>, mut attempt: impl FnMut() -> Option<io::Result<T>>) -> Option<io::Result<T>> {
         if let Some(received) = attempt() {
+            return Some(received);
+        }
+        // While a payload is copied the client sends what it had no room for.
+        if self.carry_out_waiting()
+            && let Some(received) = attempt()
+        {
             return Some(received);
         }
         self.flush();
