@@ -43,6 +43,8 @@ struct Context {
     backend: Rc<dyn Backend>,
     /// Reactors of the engine that are not asleep.
     awake: Arc<AtomicUsize>,
+    /// CPUs that the engine may use, of a thread that is pinned to one of them.
+    cpus_of_engine: Option<usize>,
     spin: SpinState,
     /// Tasks that leave it to the reactor to look for their work.
     idle: RefCell<Vec<Idle>>,
@@ -131,8 +133,8 @@ impl Drop for Installed {
     }
 }
 
-/// Make `backend` serve this thread's `readable` and `writable`.
-pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
+/// Make `backend` serve this thread's `readable` and `writable`. A thread that is pinned says how many CPUs its engine has.
+pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>, cpus_of_engine: Option<usize>) -> Installed {
     let now = Instant::now();
     let spin = SpinState {
         source: Cell::new(0),
@@ -144,7 +146,7 @@ pub fn install(backend: Rc<dyn Backend>, awake: Arc<AtomicUsize>) -> Installed {
         cpus_asked: Cell::new(now),
     };
     let (idle, worked) = (RefCell::default(), Cell::new(now));
-    let context = Context { backend, awake, spin, idle, worked, patience: Patience::default() };
+    let context = Context { backend, awake, cpus_of_engine, spin, idle, worked, patience: Patience::default() };
     CONTEXT.with_borrow_mut(|current| *current = Some(Rc::new(context)));
     Installed(())
 }
@@ -206,7 +208,8 @@ pub fn note_activity(source: u64) {
 /// Whether who is sent something may have a CPU to use it at once: not every CPU has a reactor that works.
 pub fn leaves_a_cpu() -> bool {
     let context = context();
-    are_fewer(context.awake.load(Ordering::Relaxed), context.spin.cpus.get())
+    let cpus = context.cpus_of_engine.unwrap_or_else(|| context.spin.cpus.get());
+    are_fewer(context.awake.load(Ordering::Relaxed), cpus)
 }
 
 /// Whether `awake` reactors, one at least, leave one of `cpus` to others. Of a single CPU nobody can.

@@ -167,6 +167,7 @@ impl Reactors {
     pub fn start(cpus: &[usize], count: usize, io_engine: IoEngine) -> Result<Self> {
         let awake = Arc::new(AtomicUsize::new(0));
         let pool = WorkerPool::new();
+        let all_cpus = cpu::affinity_count();
         let places: Vec<Option<usize>> =
             if cpus.is_empty() { vec![None; count.max(1)] } else { cpus.iter().copied().map(Some).collect() };
         let next = AtomicUsize::new(0);
@@ -174,11 +175,12 @@ impl Reactors {
         for (index, cpu) in places.into_iter().enumerate() {
             let (sender, receiver) = mpsc::channel();
             let (awake, pool) = (Arc::clone(&awake), Arc::clone(&pool));
+            let all_cpus = cpu.map(|_| all_cpus);
             let body = move || match Reactor::new(cpu, io_engine, awake, &pool) {
                 Ok(reactor) => {
                     lane::install(index);
                     let _ = sender.send(Ok(reactor.handle()));
-                    reactor.run();
+                    reactor.run(all_cpus);
                 }
                 Err(error) => {
                     let _ = sender.send(Err(error));
@@ -274,10 +276,11 @@ impl Reactor {
         }
     }
 
-    fn run(self) {
+    /// Run until it is told to stop; `all_cpus`: those of the engine, where this thread is pinned to one.
+    fn run(self, all_cpus: Option<usize>) {
         let entered = self.exec.enter();
         let installed = ops::install(Rc::clone(&self.backend) as Rc<dyn ops::Driver>);
-        let io = io::install(Rc::clone(&self.backend), Arc::clone(&self.awake));
+        let io = io::install(Rc::clone(&self.backend), Arc::clone(&self.awake), all_cpus);
         self.awake.fetch_add(1, Ordering::Relaxed);
         while !self.is_done() {
             self.turn();

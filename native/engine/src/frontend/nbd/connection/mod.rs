@@ -445,6 +445,7 @@ impl Connection {
 
     /// Finish what is in flight and deliver its answers; bounded when the client takes none.
     async fn drain(&self) {
+        self.flush();
         self.account.idle().await;
         let deadline = exec::now() + DRAIN_TIME;
         self.flush();

@@ -68,7 +68,9 @@ impl Connection {
             }
         };
         let Some(pipe) = self.pipe_for(&request, have) else {
-            self.carry_out_waiting();
+            if self.carry_out_waiting() {
+                self.flush();
+            }
             let mut buf = IoBuf::new(len);
             buf[..have].copy_from_slice(receive.data());
             receive.consume(have);
