@@ -194,7 +194,10 @@ impl Session {
         let decoded = Message::decode(header.request, &payload, fds.len()).map_err(refuse);
         let acted = match decoded {
             Ok(message) => self.act(message, fds).await,
-            Err(error) => Err(error),
+            Err(error) => {
+                drop(fds); // whoever has the answer sees none of them here any more
+                Err(error)
+            }
         };
         let acted = match (acted, self.start_rings().await) {
             (Ok(_), Err(error)) => Err(error),
