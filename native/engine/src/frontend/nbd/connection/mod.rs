@@ -149,11 +149,12 @@ impl Connection {
             if matches!(cut, Cut::NeedMore) && (self.receive_ahead(receive) || self.gather(receive)) {
                 continue;
             }
-            if !matches!(cut, Cut::Payload(..)) {
+            let payload_follows = matches!(cut, Cut::Payload(..));
+            if !payload_follows {
                 self.carry_out_waiting();
             }
             // A payload that is here already is taken first: the client has no use yet for being woken.
-            if !matches!(cut, Cut::Payload(..)) || self.is_time_to_send() {
+            if !payload_follows || self.is_time_to_send() {
                 self.flush();
             }
             match cut {
@@ -394,19 +395,25 @@ impl Connection {
     /// there, and one large message costs both sides less than many small ones. False: nothing more has come, it is the
     /// turn of others, or a request has come in part, and nobody knows when the rest does.
     fn gather(&self, receive: &mut Receive) -> bool {
-        let turn = self.turn.get() + 1;
-        let may = turn < TURN && receive.data().is_empty() && self.is_quiet() && !self.stream.is_encrypted();
+        let may = self.has_turns_left() && receive.data().is_empty() && self.is_quiet() && !self.stream.is_encrypted();
         if !may || !self.output.borrow().has_few_replies() {
             return false;
         }
         let is_busy = || self.stream.untaken().is_some_and(|bytes| bytes >= UNTAKEN_MIN);
-        match socket_io::spin_while(is_busy, || receive.try_fill(&self.stream)) {
-            Some(Ok(count)) if count > 0 => {
-                self.turn.set(turn);
-                self.note_received(Ok(count))
-            }
-            _ => false, // an end is found again by who receives next
-        }
+        self.take_another_turn(socket_io::spin_while(is_busy, || receive.try_fill(&self.stream)))
+    }
+
+    /// Whether one more receive leaves it to others of this reactor to run in time.
+    fn has_turns_left(&self) -> bool {
+        self.turn.get() + 1 < TURN
+    }
+
+    /// Go on with what was received without letting others run; false: that is nothing, or an end, which is found again by
+    /// who receives next.
+    fn take_another_turn(&self, received: Option<io::Result<usize>>) -> bool {
+        let Some(Ok(count @ 1..)) = received else { return false };
+        self.turn.set(self.turn.get() + 1);
+        self.note_received(Ok(count))
     }
 
     /// Nothing is in flight and nothing waits to be sent.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::proto::Request;
 use super::super::receive::Receive;
-use super::{Connection, TURN, negotiate};
+use super::{Connection, negotiate};
 use crate::error::{Error, Result};
 use crate::frontend::budget::Permit;
 use crate::reactor::{exec, io as socket_io};
@@ -41,7 +41,7 @@ impl PayloadPipes {
     }
 
     /// Whether a write waits whose payload is here.
-    pub(super) fn has_waiting(&self) -> bool {
+    fn has_waiting(&self) -> bool {
         self.waiting.borrow().is_some()
     }
 }
@@ -132,17 +132,8 @@ impl Connection {
     /// Receive the next request's header while a payload waits to be written: that of another one makes room for the client
     /// to go on before the copying begins. False: there is nothing, or it is the turn of others.
     pub(super) fn receive_ahead(&self, receive: &mut Receive) -> bool {
-        let turn = self.turn.get() + 1;
-        if !self.pipes.has_waiting() || turn >= TURN || exec::has_ready() {
-            return false;
-        }
-        match receive.try_fill(&self.stream) {
-            Some(Ok(count)) if count > 0 => {
-                self.turn.set(turn);
-                self.note_received(Ok(count))
-            }
-            _ => false, // an end is found again by who receives next
-        }
+        let may = self.pipes.has_waiting() && self.has_turns_left() && !exec::has_ready();
+        may && self.take_another_turn(receive.try_fill(&self.stream))
     }
 
     /// Write what the pipe holds, in place if that can be done, else from a buffer.
